@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,12 @@ class Law:
     std: float = 0.0
     mean: float = math.nan
     measured: bool = False
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """JSON has no nan: a mean that is not one number is null there."""
+        mean = math.nan if data["mean"] is None else float(data["mean"])
+        return cls(data["kind"], float(data["std"]), mean, bool(data["measured"]))
 
     def scaled(self, factor: float) -> Law:
         return Law(self.kind, abs(factor) * self.std, factor * self.mean)
@@ -76,7 +82,7 @@ class Recorder(TorchDispatchMode):
     """Keeps, per storage, the law of its last write as a whole."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._laws: dict[int, Law] = {}
         self._alive: list[Any] = []  # storages are told apart by address: none may be freed and its address reused
 

@@ -1,0 +1,33 @@
+"""Clipping by the global norm as the family's gauge would see it, whatever form the weights are stored in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer.apply.names import planned_parameters
+from mutransfer.errors import ConfigError
+from mutransfer.plan.data import PlanData
+
+
+@torch.no_grad()
+def clip_grad_norm_(model: nn.Module, plan: PlanData, max_norm: float) -> Tensor:
+    """Scales all gradients so that their global norm in the gauge is at most `max_norm`; returns that norm.
+
+    A folded readout's gradient grows with width where the explicit form's stays; each gradient is therefore weighted
+    by its multiplier in the gauge over its multiplier here (`ParamPlan.clip`). Then every form clips alike.
+
+    Args:
+        max_norm: of the global 2-norm; positive.
+    """
+    if not max_norm > 0:
+        raise ConfigError(f"max_norm={max_norm!r} must be positive.")
+    weighted = [(line.clip, p.grad) for line, p in planned_parameters(model, plan) if p.grad is not None]
+    if not weighted:
+        return torch.zeros(())
+    gradients = [gradient for _, gradient in weighted]
+    norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+    weights = norms.new_tensor([weight for weight, _ in weighted])
+    total: Tensor = torch.linalg.vector_norm(norms * weights)
+    torch._foreach_mul_(gradients, (max_norm / (total + 1e-6)).clamp(max=1.0))
+    return total

@@ -1,0 +1,137 @@
+"""Planned factors on lr, eps and weight decay as few merged parameter groups of a stock torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from mutransfer.apply.names import planned_parameters
+from mutransfer.errors import ConfigError, RoleError, RuleError
+from mutransfer.plan.data import ParamPlan, PlanData
+from mutransfer.rules.optimizers import find_optimizer
+
+EPS = 1e-8
+"""torch's own default for the Adam family."""
+
+Group = dict[str, Any]
+
+
+def param_groups(
+    model: nn.Module,
+    plan: PlanData,
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    eps: float = EPS,
+    groups: Iterable[Mapping[str, Any]] | None = None,
+) -> list[Group]:
+    """Groups for `torch.optim`, one per distinct (lr, eps, weight decay), each with its `param_names`.
+
+    Every group carries its own lr, eps and weight decay, so the optimizer's defaults do not apply to them.
+
+    Args:
+        model: the planned model, wrapped or sharded or not.
+        plan: its plan.
+        lr, weight_decay, eps: the base model's values, which the planned factors multiply.
+        groups: the user's own groups (a no-decay list, layer-wise lrs): each is split further, and what it says of
+            lr, weight_decay and eps is what the factors multiply; its other keys are kept. Parameters that are in
+            none of them are left out, as torch does.
+
+    Raises:
+        ConfigError: a value out of range.
+        RuleError: weight decay where the optimizer has no width law for it.
+        RoleError: a group with a parameter that is not the model's.
+    """
+    lines = [(line, p) for line, p in planned_parameters(model, plan) if p.requires_grad]
+    own = list(groups) if groups is not None else [{"params": [p for _, p in lines]}]
+    by_tensor = {id(p): line for line, p in lines}
+    made: list[Group] = []
+    for group in own:
+        values = {"lr": lr, "weight_decay": weight_decay, "eps": eps} | dict(group)
+        _check(values, plan)
+        made += _split(values, _members(group, by_tensor, model), plan)
+    return made
+
+
+def _members(
+    group: Mapping[str, Any], by_tensor: Mapping[int, ParamPlan], model: nn.Module
+) -> list[tuple[ParamPlan, Tensor]]:
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    tensors = [item[1] if isinstance(item, tuple) else item for item in _listed(group["params"])]
+    unknown = [t for t in tensors if id(t) not in by_tensor and id(t) not in frozen]
+    if unknown:
+        raise RoleError(
+            f"A parameter group holds a tensor of shape {tuple(unknown[0].shape)} that is no parameter of this model. "
+            "Make the groups from the model that was parameterized."
+        )
+    return [(by_tensor[id(t)], t) for t in tensors if id(t) in by_tensor]
+
+
+def _listed(params: Any) -> Sequence[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]], plan: PlanData) -> list[Group]:
+    has_eps = find_optimizer(plan.optimizer).has_eps
+    merged: dict[tuple[float, float, float], Group] = {}
+    for line, tensor in members:
+        key = (line.lr, line.eps, line.weight_decay)
+        if key not in merged:
+            scaled = {"lr": values["lr"] * line.lr, "weight_decay": values["weight_decay"] * line.weight_decay}
+            if has_eps:
+                scaled["eps"] = values["eps"] * line.eps
+            rest = {k: v for k, v in values.items() if k not in ("params", "param_names", "eps")}
+            merged[key] = {"params": [], "param_names": [], **rest, **scaled}
+        merged[key]["params"].append(tensor)
+        merged[key]["param_names"].append(line.name)
+    return list(merged.values())
+
+
+def _check(values: Mapping[str, Any], plan: PlanData) -> None:
+    if not float(values["lr"]) > 0:
+        raise ConfigError(f"lr={float(values['lr']):g} must be positive.")
+    if float(values["weight_decay"]) < 0 or float(values["eps"]) < 0:
+        raise ConfigError("weight_decay and eps must not be negative.")
+    if float(values["weight_decay"]) > 0 and find_optimizer(plan.optimizer).decay == "none":
+        raise RuleError(
+            f"No width law is known for L2 decay inside {plan.optimizer}'s gradient. Use optimizer='adamw', or ask for "
+            "optimizer='adam-l2' by name, which keeps the decay constant over width."
+        )
+
+
+def make_optimizer(
+    model: nn.Module,
+    plan: PlanData,
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    eps: float = EPS,
+    groups: Iterable[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Optimizer:
+    """The stock torch optimizer of the plan's family over `param_groups`; fused where torch supports it.
+
+    Args:
+        options: passed on: betas, momentum, nesterov, fused, capturable, ...
+    """
+    made = param_groups(model, plan, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
+    classes: dict[str, Any] = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adam-l2": torch.optim.Adam,
+    }
+    if "foreach" not in options:
+        options.setdefault("fused", _fusible(made))
+    optimizer: Optimizer = classes[plan.optimizer](made, lr=lr, **options)
+    return optimizer
+
+
+def _fusible(groups: Sequence[Group]) -> bool:
+    supported = _get_fused_kernels_supported_devices()
+    return all(p.device.type in supported and p.is_floating_point() for group in groups for p in group["params"])

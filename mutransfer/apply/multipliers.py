@@ -1,0 +1,100 @@
+"""Multipliers in the forward pass: a module is given a subclass of its own class, and a number.
+
+Parameters, buffers, state_dict keys and hooks stay as they were; deepcopy, pickle and torch.compile work, since the
+number is a plain attribute and the class is found again by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mutransfer.plan.data import AttentionPlan, SwapPlan
+
+
+class Scaled:
+    """Mixin: `parameter_multipliers` scale parameters where they are read, `weight_multiplier` the layer's weight."""
+
+    parameter_multipliers: dict[str, float]
+    weight_multiplier: float
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # type: ignore[misc]
+        factor = self.__dict__["parameter_multipliers"].get(name)
+        return value if factor is None else value * factor
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (type(self).plain,), self.__dict__  # type: ignore[attr-defined]
+
+
+class ScaledLinear(Scaled):
+    """y = multiplier * W x + b; the smaller side is scaled."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if self.in_features <= self.out_features:
+            scaled: Tensor = functional.linear(input * self.weight_multiplier, self.weight, self.bias)
+            return scaled
+        out: Tensor = functional.linear(input, self.weight) * self.weight_multiplier
+        return out if self.bias is None else out + self.bias
+
+
+class ScaledEmbedding(Scaled):
+    def forward(self: Any, input: Tensor) -> Tensor:
+        rows: Tensor = nn.Embedding.forward(self, input)
+        return rows * self.weight_multiplier
+
+
+class ScaledConv(Scaled):
+    def forward(self: Any, input: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input * self.weight_multiplier, self.weight, self.bias)
+        return out
+
+
+def scaled_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a module class that applies multipliers; one for each, so that types compare."""
+    if plain not in _CLASSES:
+        _CLASSES[plain] = _make(plain)
+    return _CLASSES[plain]
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _make(plain: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Scaled{plain.__name__}", (_mixin(plain), plain), {"__module__": plain.__module__, "plain": plain})
+
+
+def _mixin(plain: type[nn.Module]) -> type[Scaled]:
+    if plain.forward is nn.Linear.forward:
+        return ScaledLinear
+    if plain.forward is nn.Embedding.forward:
+        return ScaledEmbedding
+    if plain.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
+        return ScaledConv
+    return Scaled
+
+
+def _blank(plain: type[nn.Module]) -> nn.Module:
+    return scaled_class(plain).__new__(scaled_class(plain))
+
+
+def apply_swaps(model: nn.Module, swaps: Iterable[SwapPlan]) -> None:
+    """Gives every planned module its scaled class and its numbers."""
+    for swap in swaps:
+        module = model.get_submodule(swap.module)
+        if not isinstance(module, Scaled):
+            module.__class__ = scaled_class(type(module))
+            module.__dict__.update(parameter_multipliers={}, weight_multiplier=1.0)
+        if swap.side == "module":
+            module.__dict__["weight_multiplier"] = swap.multiplier
+        else:
+            module.__dict__["parameter_multipliers"][swap.parameter] = swap.multiplier
+
+
+def apply_attention(model: nn.Module, attention: Iterable[AttentionPlan]) -> None:
+    """Sets the planned softmax scales."""
+    for site in attention:
+        setattr(model.get_submodule(site.module), site.attribute, site.value)

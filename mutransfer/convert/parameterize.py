@@ -1,0 +1,182 @@
+"""The one call: any model in, parameterized model and Plan out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mutransfer.apply.clip import clip_grad_norm_
+from mutransfer.apply.groups import EPS, make_optimizer, param_groups
+from mutransfer.apply.init import initialize
+from mutransfer.apply.multipliers import apply_attention, apply_swaps
+from mutransfer.errors import AlreadyParameterizedError, RuleError
+from mutransfer.plan.base import BaseSpec
+from mutransfer.plan.data import Form, Init, PlanData
+from mutransfer.plan.resolve import make_options, resolve
+from mutransfer.rules.table import Parameterization
+
+MARK = "_mutransfer"
+"""Attribute on a parameterized model that names its parameterization, so that it is not applied twice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(PlanData):
+    """A plan that can be applied. It refers to parameters by name, so it outlives copies, wrappers and sharding."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Changes the model in place: values, softmax scales, forward multipliers. Returns it.
+
+        Raises:
+            AlreadyParameterizedError: the model carries a plan, or is not fresh.
+            ShapeError: it is not the planned model.
+        """
+        refuse_parameterized(model)
+        initialize(model, self)
+        apply_attention(model, self.attention)
+        apply_swaps(model, self.swaps)
+        setattr(model, MARK, self.parameterization)
+        return model
+
+    def param_groups(
+        self,
+        model: nn.Module,
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        eps: float = EPS,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """See `mutransfer.apply.groups.param_groups`."""
+        return param_groups(model, self, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
+
+    def make_optimizer(
+        self,
+        model: nn.Module,
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        eps: float = EPS,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Optimizer:
+        """See `mutransfer.apply.groups.make_optimizer`."""
+        return make_optimizer(model, self, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups, **options)
+
+    def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
+        """See `mutransfer.apply.clip.clip_grad_norm_`."""
+        return clip_grad_norm_(model, self, max_norm)
+
+
+def plan(
+    model: nn.Module,
+    parameterization: str | Parameterization,
+    *,
+    base: BaseSpec,
+    optimizer: str = "adamw",
+    base_depth: int | Mapping[str, int] | None = None,
+    example_inputs: Any = None,
+    factory: Callable[[int], nn.Module] | None = None,
+    scale: Literal["heads", "head_dim"] = "heads",
+    roles: Mapping[str, str] | None = None,
+    form: Form = "auto",
+    init: Init = "rescale",
+    strict: bool = True,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
+    if base_depth is not None:
+        raise RuleError("base_depth= belongs to depth parameterizations; every table here is width-only. Leave it out.")
+    options = make_options(
+        parameterization,
+        optimizer,
+        form=form,
+        init=init,
+        scale=scale,
+        roles=roles,
+        hyperparameters=hyperparameters,
+        strict=strict,
+    )
+    made = resolve(model, options, base, factory=factory, example_inputs=example_inputs)
+    return Plan(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
+
+
+def parameterize(
+    model: nn.Module,
+    parameterization: str | Parameterization,
+    *,
+    base: BaseSpec,
+    optimizer: str = "adamw",
+    base_depth: int | Mapping[str, int] | None = None,
+    example_inputs: Any = None,
+    factory: Callable[[int], nn.Module] | None = None,
+    scale: Literal["heads", "head_dim"] = "heads",
+    roles: Mapping[str, str] | None = None,
+    form: Form = "auto",
+    init: Init = "rescale",
+    strict: bool = True,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Brings an existing model into a parameterization, in place, and returns the plan of what was done and why.
+
+    >>> import mutransfer as mt, torch
+    >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+    >>> model = make(256)
+    >>> plan = mt.parameterize(model, "mup", base=64, factory=make)
+    >>> optimizer = torch.optim.AdamW(plan.param_groups(model, lr=2**-8, weight_decay=0.1))
+
+    Args:
+        model: fresh from its constructor (unless init="keep"), on any device.
+        parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own.
+        base: the size at which the hyperparameters hold: the primary width (with `factory`, or for a model whose class
+            takes its own `.config`), a dict of config fields, a model of that size, or the path of a saved plan.
+        optimizer: a name in `mutransfer.OPTIMIZERS`.
+        base_depth: for depth parameterizations.
+        example_inputs: a tensor, tuple or dict that the forward pass accepts; only shapes and dtypes matter.
+        factory: width -> model, for a model that cannot be rebuilt from its own config.
+        scale: what grows with width in a config: the number of "heads", or "head_dim".
+        roles: glob over parameter names -> role, where a role cannot be proven or you know better.
+        form: "folded" (init and lr only; the model's code is untouched), "explicit" (multipliers in the forward pass),
+            or "auto": folded where that is exact. All train alike.
+        init: "rescale" (the model's own draws, each tensor times one factor), "table" (seeded normal draws), or
+            "keep" (a pretrained model: its function is not changed, only optimizer groups are made).
+        strict: raise where a role cannot be proven; False guesses from sizes and lists the guesses in the plan.
+        hyperparameters: muP's own, tuned on the proxy: {"output_mult": 2, "attn_mult": 1, "embedding_mult": 1,
+            "init_std.hidden": 0.5, "lr.input": 8, "lr.*.bias": 0.5}.
+
+    Raises:
+        RuleError: unknown parameterization or optimizer, or a table without the needed column.
+        RoleError: a role that cannot be proven; the message names the `roles=` line that settles it.
+        ShapeError: base and model have different structure.
+        AlreadyParameterizedError: the model carries a plan, or is not fresh.
+        ConfigError: an option or a value out of range.
+    """
+    refuse_parameterized(model)
+    made = plan(
+        model,
+        parameterization,
+        base=base,
+        optimizer=optimizer,
+        base_depth=base_depth,
+        example_inputs=example_inputs,
+        factory=factory,
+        scale=scale,
+        roles=roles,
+        form=form,
+        init=init,
+        strict=strict,
+        hyperparameters=hyperparameters,
+    )
+    made.apply(model)
+    return made
+
+
+def refuse_parameterized(model: nn.Module) -> None:
+    """Raises AlreadyParameterizedError for a model that carries a plan."""
+    if hasattr(model, MARK):
+        raise AlreadyParameterizedError(
+            f"This model already carries plan {getattr(model, MARK)!r}. Parameterize a fresh model, or use that plan."
+        )

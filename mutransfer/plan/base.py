@@ -1,0 +1,194 @@
+"""The base, however it was given: a width, config fields, a module, a saved plan. All become sizes, laws and scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mutransfer.errors import ConfigError, MutransferError, ShapeError
+from mutransfer.plan import rebuild
+from mutransfer.plan.data import PlanData
+from mutransfer.plan.laws import Law, estimate, read_laws
+from mutransfer.plan.rebuild import Build, HeadScaling
+from mutransfer.plan.sizes import Dim, Shapes, compare, shapes_of
+
+BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is known of the base.
+
+    Attributes:
+        dims: parameter name -> dimensions in base and model.
+        laws: how each fresh tensor is filled at the base; empty where nothing tells.
+        own_laws: the same in the model.
+        build: makes the base, to trace its attention; None where it cannot be made.
+        scales: attention module path -> (head_dim, softmax scale) at the base, where it is known without building.
+        words: what the base is, for the printed plan.
+    """
+
+    dims: Mapping[str, tuple[Dim, ...]]
+    laws: Mapping[str, Law]
+    own_laws: Mapping[str, Law]
+    build: Build | None
+    scales: Mapping[str, tuple[int, float]] | None
+    words: str
+
+
+def read_base(
+    model: nn.Module,
+    base: BaseSpec,
+    *,
+    factory: Callable[[int], nn.Module] | None = None,
+    scale: HeadScaling = "heads",
+    need_laws: bool = True,
+) -> Base:
+    """Reads the base in whatever form it was given.
+
+    Raises:
+        ConfigError, ShapeError: it does not fit the model, or the model cannot be made at the base's size.
+    """
+    if isinstance(base, bool) or (isinstance(base, int) and base <= 0):
+        raise ConfigError(f"base={base!r} must be a width, a positive whole number.")
+    if factory is not None and not isinstance(base, int):
+        raise ConfigError("factory= makes models from a width: give base= as the base's width with it.")
+    if isinstance(base, int) and factory is not None:
+        shapes = shapes_of(model)
+        make_base, make_model, probes, width = rebuild.from_factory(shapes, factory, base)
+        words = f"width {base} (model: {width})"
+        return _rebuilt(shapes, probes[0], probes, make_base, make_model, words, need_laws)
+    if isinstance(base, int | Mapping):
+        return _from_config(model, base, scale, need_laws)
+    if isinstance(base, nn.Module):
+        return _from_module(model, base, need_laws)
+    return _from_file(model, Path(base))
+
+
+def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadScaling, need_laws: bool) -> Base:
+    if not rebuild.has_config(model):
+        raise ShapeError(
+            f"{type(model).__name__} cannot be built at another width: it has no .config that its class takes. "
+            "Give factory= (a function from width to model), or give base= as a model of the base's size."
+        )
+    fields = rebuild.base_fields(model.config, base, scale) if isinstance(base, int) else dict(base)
+    make_base, make_model, probes = rebuild.from_config(model, fields, scale)
+    words = ", ".join(f"{name} {value}" for name, value in fields.items())
+    return _rebuilt(shapes_of(model), _shapes(make_base), probes, make_base, make_model, words, need_laws)
+
+
+def _shapes(build: Build) -> Shapes:
+    with torch.device("meta"):
+        return shapes_of(build())
+
+
+def _rebuilt(
+    model: Shapes, base: Shapes, probes: Sequence[Shapes], make_base: Build, make_model: Build, words: str, laws: bool
+) -> Base:
+    dims = compare(model, base, probes)
+    same = dict(model) == dict(base)
+    base_laws = read_laws(make_base) if laws else {}
+    own_laws = base_laws if same else read_laws(make_model) if laws else {}
+    return Base(dims, base_laws, own_laws, make_base, None, words)
+
+
+def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
+    words = f"{type(base).__name__} with {sum(p.numel() for p in base.parameters()):,} parameters"
+    if rebuild.has_config(model) and rebuild.has_config(base) and type(model) is type(base):
+        try:
+            return _from_two_configs(model, base, words, need_laws)
+        except MutransferError:
+            pass  # the constructor cannot be rerun: the two models themselves are all there is
+    shapes, base_shapes = shapes_of(model), shapes_of(base)
+    if shapes == base_shapes:
+        raise ShapeError(
+            "The base has exactly the model's sizes and neither can be built at another width, so nothing shows which "
+            "sizes are widths. Give factory= (a function from width to model) with base= as a width."
+        )
+    dims = compare(shapes, base_shapes)
+    laws, own = _estimated(base), _estimated(model)
+    if need_laws and (not laws or not own):
+        raise ShapeError(
+            "Base or model is on the meta device and cannot be built again, so its init is unknown. Give factory= "
+            "(a function from width to model), a base with real weights, or init='table'."
+        )
+    snapped = {name: _snapped(name, own[name], laws[name], dims[name]) for name in own} if own and laws else {}
+    return Base(dims, laws, snapped, lambda: base, None, words)
+
+
+def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: bool) -> Base:
+    """Base and model of one class with configs: what differs between the configs is the width."""
+    differing = rebuild.differing_fields(model.config, base.config)
+    fields = differing or rebuild.base_fields(model.config, getattr(model.config, rebuild.width_field(model.config)))
+    make_base, make_model, probes = rebuild.from_config(model, fields, "heads")
+    return _rebuilt(shapes_of(model), shapes_of(base), probes, make_base, make_model, words, need_laws)
+
+
+def _from_file(model: nn.Module, path: Path) -> Base:
+    saved = PlanData.load(path)
+    shapes = shapes_of(model)
+    base_shapes = {name: line.base_shape for line in saved for name in (line.name, *line.aliases)}
+    growing = {name: line for line in saved for name in (line.name, *line.aliases)}
+    dims = {
+        name: tuple(
+            dataclasses.replace(dim, grows=dim.grows or model_size != base_size)
+            for dim, model_size, base_size in zip(row, growing[name].shape, growing[name].base_shape, strict=True)
+        )
+        for name, row in compare(shapes, base_shapes).items()
+    }
+    laws = {name: line.base_law for name, line in growing.items()}
+    own = _estimated(model)
+    if not own:
+        raise ShapeError("The model is on the meta device and its init is unknown: give base= as a width, or factory=.")
+    snapped = {name: _snapped(name, own[name], laws[name], dims[name]) for name in own}
+    return Base(dims, laws, snapped, None, saved.base_scales, f"of {path.name}")
+
+
+def _estimated(model: nn.Module) -> dict[str, Law]:
+    """The laws by the tensors' own values; empty where they have none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if any(p.is_meta for p in parameters.values()):
+        return {}
+    return {name: estimate(p) for name, p in parameters.items()}
+
+
+def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:
+    """The model's own law with its std as an exact power law from the base's.
+
+    Two models without a constructor show a std each, with noise; the laws in use are a constant, 1/sqrt(one
+    dimension's size), and Xavier's 1/sqrt(the sum of two).
+
+    Raises:
+        ShapeError: no law, or more than one, fits within the noise.
+    """
+    if own.kind != "drawn" or base.kind != "drawn":
+        return own
+    observed = math.log(own.std / base.std)
+    noise = 5 * math.sqrt(sum(0.5 / math.prod(s) for s in ([d.size for d in dims], [d.base for d in dims])))
+    fitting = [ratio for ratio in _candidates(dims) if abs(math.log(ratio) - observed) < noise]
+    if len(fitting) != 1:
+        found = "no usual law" if not fitting else "more than one law"
+        raise ShapeError(
+            f"The init of {name!r} has std {base.std:.3g} at the base and {own.std:.3g} in the model, which fits "
+            f"{found} in width. Give factory= (a function from width to model), so that its init can be read."
+        )
+    return dataclasses.replace(own, std=base.std * fitting[0])
+
+
+def _candidates(dims: Sequence[Dim]) -> list[float]:
+    ratios = [1.0, *(dim.ratio**-0.5 for dim in dims)]
+    for one, other in itertools.combinations(dims, 2):
+        ratios.append(math.sqrt((one.base + other.base) / (one.size + other.size)))
+    unique: list[float] = []
+    for ratio in ratios:
+        if all(abs(math.log(ratio / seen)) > 1e-9 for seen in unique):
+            unique.append(ratio)
+    return unique

@@ -1,0 +1,204 @@
+"""The Plan as frozen data: one printable, JSON-able line per parameter, keyed by parameter name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from mutransfer.errors import RuleError, ShapeError, nearest
+from mutransfer.plan import render
+from mutransfer.plan.laws import Law
+from mutransfer.records import jsonable, read_json, write_json
+from mutransfer.rules.table import Role
+
+FORMAT = 1
+"""Version of the JSON that `save` writes."""
+
+Form = Literal["auto", "folded", "explicit"]
+Init = Literal["rescale", "table", "keep"]
+
+
+@dataclass(frozen=True)
+class ParamPlan:
+    """What is done to one parameter. Factors multiply the value that the user gives for the base model.
+
+    Attributes:
+        name: as in `model.named_parameters()`; `aliases` are the other names of a tied tensor.
+        shape, base_shape: sizes in the model and at the base.
+        role: input, hidden, output, vector or scalar; `uses` says how the trace saw it ("lookup, contraction").
+        fan_in: number of entries summed per output; 1 where nothing is contracted.
+        m_in, m_out: size ratios to the base, of the contracted dimensions and of the others.
+        init_law, base_law: how a fresh tensor is filled, in the model and at the base.
+        init_std: its standard deviation once the plan is applied; 0 for a constant.
+        init_factor: what a fresh tensor is multiplied by.
+        multiplier: in the forward pass; 1 when folded.
+        fold: the stored tensor over the one that the table describes: its own multiplier, another tensor's, or 1.
+        lr, eps, weight_decay: factors on the optimizer's values.
+        clip: weight of its gradient in the global norm, see `Plan.clip_grad_norm_`.
+        frozen: it does not require a gradient; it is initialised but never grouped.
+        why: the reason in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+    role: Role
+    uses: str
+    fan_in: int
+    m_in: float
+    m_out: float
+    init_law: Law
+    base_law: Law
+    init_std: float
+    init_factor: float
+    multiplier: float
+    fold: float
+    lr: float
+    eps: float
+    weight_decay: float
+    clip: float
+    aliases: tuple[str, ...] = ()
+    frozen: bool = False
+    why: str = ""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        values = dict(data)
+        for key in ("shape", "base_shape", "aliases"):
+            values[key] = tuple(values[key])
+        for key in ("init_law", "base_law"):
+            values[key] = Law.from_json(values[key])
+        values["role"] = Role(values["role"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SwapPlan:
+    """A multiplier in the forward pass: which module is given another class.
+
+    Attributes:
+        module: its path in the model.
+        parameter: the local name of the parameter that the multiplier belongs to.
+        multiplier: on that parameter's contribution.
+        side: "module" (the layer's input or output is scaled) or "parameter" (the parameter is, where it is read).
+    """
+
+    module: str
+    parameter: str
+    multiplier: float
+    side: Literal["module", "parameter"]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A softmax scale that is set on a module.
+
+    Attributes:
+        module, attribute: where; the attribute was proven to be the scale by changing it and tracing again.
+        value: the attribute's new value.
+        scale: the softmax scale that results, the factor on q k.
+        head_dim, base_head_dim: the size that q and k are contracted over.
+        why: the reason in words.
+    """
+
+    module: str
+    attribute: str
+    value: float
+    scale: float
+    head_dim: int
+    base_head_dim: int
+    why: str
+
+
+@dataclass(frozen=True)
+class PlanData:
+    """One model's plan.
+
+    Attributes:
+        parameterization, optimizer: registry names.
+        source: paper and table.
+        form: "folded" (init and lr only, the forward pass untouched) or "explicit"; what "auto" came to.
+        init: "rescale", "table" or "keep".
+        base: what the base was given as, in words.
+        params: one line per parameter, in the model's order.
+        swaps, attention: what changes in the forward pass.
+        base_scales: attention module path -> (head_dim, softmax scale) at the base, so that a saved plan can be one.
+        hyperparameters: muP's own, those that are not 1.
+        notes: what a user should know and would not see.
+    """
+
+    parameterization: str
+    optimizer: str
+    source: str
+    form: str
+    init: str
+    base: str
+    params: tuple[ParamPlan, ...]
+    swaps: tuple[SwapPlan, ...] = ()
+    attention: tuple[AttentionPlan, ...] = ()
+    base_scales: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> ParamPlan:
+        for line in self.params:
+            if name == line.name or name in line.aliases:
+                return line
+        raise KeyError(f"The plan has no parameter {name!r}.{nearest(name, self.names())}")
+
+    def __iter__(self) -> Iterator[ParamPlan]:
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def names(self) -> list[str]:
+        return [line.name for line in self.params]
+
+    def __str__(self) -> str:
+        return render.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return render.as_html(self)
+
+    def explain(self, name: str) -> str:
+        """One parameter's line in full sentences."""
+        return render.explain(self[name])
+
+    def diff(self, other: PlanData) -> str:
+        """What differs from another plan, one line per changed value; empty where the two train alike."""
+        return render.diff(self, other)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "kind": "mutransfer plan", **jsonable(dataclasses.asdict(self))}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the plan as JSON. Raises RunError where the path cannot be written."""
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote. Raises RunError or ShapeError for anything else; nothing in the file is run."""
+        return cls.from_json(read_json(path), origin=str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, *, origin: str = "this JSON") -> Self:
+        if not isinstance(data, Mapping) or data.get("kind") != "mutransfer plan":
+            raise ShapeError(f"{origin} is not a plan. Give a file that plan.save() wrote.")
+        if data.get("format") != FORMAT:
+            raise RuleError(
+                f"{origin} has plan format {data.get('format')!r}; this version reads {FORMAT}. Make the plan again."
+            )
+        values = {k: v for k, v in data.items() if k not in ("format", "kind")}
+        try:
+            values["params"] = tuple(ParamPlan.from_json(p) for p in values["params"])
+            values["swaps"] = tuple(SwapPlan(**s) for s in values["swaps"])
+            values["attention"] = tuple(AttentionPlan(**a) for a in values["attention"])
+            values["base_scales"] = {k: (int(v[0]), float(v[1])) for k, v in values["base_scales"].items()}
+            values["notes"] = tuple(values["notes"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShapeError(f"{origin} is a damaged plan ({error}). Make the plan again.") from None

@@ -1,0 +1,72 @@
+"""Inputs for the trace: the user's, the model's own, or a guess by its first layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer.errors import MutransferError, RoleError
+from mutransfer.plan.trace import trace
+
+TOKENS = 8
+IMAGE_SIZES = (32, 28, 64, 224)
+
+
+def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any]:
+    """What the model is traced on.
+
+    Args:
+        model: any module.
+        given: the user's example inputs (one tensor, a tuple of positional or a dict of keyword arguments), or None:
+            `model.example_inputs()` if it has that, else the first of a few guesses that its forward pass accepts.
+
+    Raises:
+        RoleError: no guess is accepted.
+    """
+    if isinstance(given, Tensor):
+        return (given,)
+    if isinstance(given, Mapping):
+        return dict(given)
+    if given is not None:
+        return tuple(given)
+    own = getattr(model, "example_inputs", None)
+    if callable(own):
+        return tuple(own())
+    for guess in _guesses(model):
+        try:
+            trace(model, guess)
+        except MutransferError:
+            continue
+        return guess
+    raise RoleError(
+        f"No inputs for {type(model).__name__} could be guessed. Pass example_inputs=, a tuple of positional or a dict "
+        "of keyword arguments that its forward pass accepts (small ones do)."
+    )
+
+
+def _guesses(model: nn.Module) -> Iterator[tuple[Any, ...] | dict[str, Any]]:
+    """Token ids, images, vectors: in the order of the model's first layers."""
+    ids = torch.ones(1, TOKENS, dtype=torch.long)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield (ids,)
+            yield {"input_ids": ids}
+        elif isinstance(module, nn.Conv2d):
+            for size in IMAGE_SIZES:
+                image = torch.zeros(2, module.in_channels, size, size)
+                yield (image,)
+                yield {"pixel_values": image}
+        elif isinstance(module, nn.Conv1d):
+            yield (torch.zeros(2, module.in_channels, 64),)
+        elif isinstance(module, nn.Linear):
+            yield (torch.zeros(TOKENS, module.in_features),)
+            yield (torch.zeros(2, TOKENS, module.in_features),)
+        elif isinstance(module, nn.RNNBase):
+            yield (torch.zeros(TOKENS, 2, module.input_size),)
+        else:
+            continue
+        if not isinstance(module, nn.Embedding):
+            return

@@ -1,0 +1,169 @@
+"""How the same model is made at another width: a factory, its own config, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from mutransfer.errors import ConfigError, ShapeError, nearest
+from mutransfer.plan.sizes import Shapes, on_meta, shapes_of
+
+Build = Callable[[], nn.Module]
+HeadScaling = Literal["heads", "head_dim"]
+
+PRIMARY = ("width", "hidden_size", "d_model", "n_embd", "embed_dim", "dim", "hidden_dim", "model_dim")
+"""Config fields that are the width, the first one found being the one that `base=int` means."""
+_FOLLOWING = re.compile(
+    r"(.*_)?(intermediate_size|ffn_dim|n_inner|d_ff|d_inner|ffn_hidden_size|mlp_dim|feedforward_dim|dim_feedforward"
+    r"|embedding_size|hidden_sizes|num_channels_list)"
+)
+_HEADS = re.compile(r"(.*_)?(num_attention_heads|num_key_value_heads|num_heads|n_heads?|n_kv_heads?|attention_heads)")
+_HEAD_DIM = re.compile(r"(.*_)?(head_dim|d_kv|kv_channels)")
+
+
+def from_factory(
+    model: Shapes, factory: Callable[[int], nn.Module], base: int
+) -> tuple[Build, Build, list[Shapes], int]:
+    """Builders of the base and of a model of the given shapes, the base's shapes at once, twice and three times its
+    width, and the model's own width, found by matching its sizes.
+
+    Raises:
+        ShapeError: the factory makes another model.
+    """
+    probes: list[Shapes] = [_from_user(factory, k * base) for k in (1, 2, 3)]
+    width = _width_of(model, probes, base)
+    made = _from_user(factory, width)
+    if made != dict(model):
+        wrong = next(name for name in {**model, **made} if model.get(name) != made.get(name))
+        raise ShapeError(
+            f"factory({width}) does not make this model: {wrong!r} is {model.get(wrong)} here and {made.get(wrong)} "
+            "there. The factory must rebuild the model from its width alone."
+        )
+    return (lambda: factory(base)), (lambda: factory(width)), probes, width
+
+
+def _from_user(factory: Callable[[int], nn.Module], width: int) -> dict[str, tuple[int, ...]]:
+    try:
+        return on_meta(factory, width)
+    except ShapeError:
+        raise
+    except Exception as error:
+        raise ShapeError(
+            f"factory({width}) failed: {type(error).__name__}: {error}. It must build the model at the base width "
+            "and at two and three times that width."
+        ) from error
+
+
+def _width_of(model: Shapes, probes: list[Shapes], base: int) -> int:
+    """k * base, where the first size that grows is a*k + b."""
+    for name, shape in probes[0].items():
+        for axis, size in enumerate(shape):
+            step = probes[1][name][axis] - size
+            if step and name in model and len(model[name]) == len(shape):
+                return round((model[name][axis] - size + step) / step * base)
+    raise ShapeError("The factory makes the same model at every width: nothing scales. Use its argument for the width.")
+
+
+def has_config(model: nn.Module) -> bool:
+    """Whether `type(model)(model.config)` can be tried."""
+    return hasattr(model, "config") and (dataclasses.is_dataclass(model.config) or hasattr(model.config, "to_dict"))
+
+
+def width_field(config: Any) -> str:
+    """The config's own width field. Raises ConfigError where none is known."""
+    for name in PRIMARY:
+        if isinstance(getattr(config, name, None), int):
+            return name
+    raise ConfigError(
+        f"{type(config).__name__} has no field known as a width ({', '.join(PRIMARY)}). "
+        "Give base= as a dict of its width fields at the base, or give factory=."
+    )
+
+
+def base_fields(config: Any, width: int, scale: HeadScaling = "heads") -> dict[str, int]:
+    """The config's values at another width: every field that follows the width is scaled by the same ratio."""
+    own = getattr(config, width_field(config))
+    followers = {name: _times(name, getattr(config, name), width, own) for name in following_fields(config, scale)}
+    return {width_field(config): width, **followers}
+
+
+def differing_fields(config: Any, base: Any) -> dict[str, Any]:
+    """The base's values of the fields in which two configs differ."""
+    names = [name for name in _fields(config) if hasattr(base, name)]
+    return {name: getattr(base, name) for name in names if getattr(base, name) != getattr(config, name)}
+
+
+def following_fields(config: Any, scale: HeadScaling = "heads") -> list[str]:
+    """The fields that follow the width: feed-forward sizes, and head counts or head sizes."""
+    heads = _HEADS if scale == "heads" else _HEAD_DIM
+    names = [name for name in _fields(config) if _FOLLOWING.fullmatch(name) or heads.fullmatch(name)]
+    return [name for name in names if isinstance(getattr(config, name, None), int) and getattr(config, name) > 0]
+
+
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of the config with other values. Raises ConfigError for a field that it does not have."""
+    for name in changes:
+        if not hasattr(config, name):
+            raise ConfigError(f"{type(config).__name__} has no field {name!r}.{nearest(name, _fields(config))}")
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.replace(config, **changes)
+    changed = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _fields(config: Any) -> Iterable[str]:
+    if dataclasses.is_dataclass(config):
+        return [f.name for f in dataclasses.fields(config)]
+    return [name for name in config.to_dict() if not name.startswith("_")]
+
+
+def _times(name: str, value: int, width: int, own: int) -> int:
+    if value * width % own:
+        raise ConfigError(
+            f"At width {width}, config field {name!r} = {value} would become {value * width / own:g}. "
+            f"Choose a width that keeps {name} a whole number."
+        )
+    return value * width // own
+
+
+def from_config(model: nn.Module, base: Mapping[str, Any], scale: HeadScaling) -> tuple[Build, Build, list[Shapes]]:
+    """Builders of the base and of the model from its own config, and the model's shapes at once, twice, three times.
+
+    Args:
+        model: has a `.config` that its class takes as its only argument.
+        base: config fields at the base.
+        scale: see `with_width`.
+    """
+    kind, config = type(model), copy.deepcopy(model.config)
+
+    def make(changed: Any) -> nn.Module:
+        return kind(copy.deepcopy(changed))
+
+    fields = [name for name in base if isinstance(base[name], int)]
+    probes = [
+        _shapes_from(make, with_fields(config, {name: k * getattr(config, name) for name in fields}), kind)
+        for k in (1, 2, 3)
+    ]
+    if probes[0] != shapes_of(model):
+        raise ShapeError(
+            f"{kind.__name__}(model.config) does not make this model again: its sizes are others. Give factory=."
+        )
+    base_config = with_fields(config, dict(base))
+    return (lambda: make(base_config)), (lambda: make(config)), probes
+
+
+def _shapes_from(make: Callable[[Any], nn.Module], config: Any, kind: type) -> Shapes:
+    try:
+        return on_meta(make, config)
+    except Exception as error:
+        raise ShapeError(
+            f"{kind.__name__} cannot be rebuilt from its own config ({type(error).__name__}: {error}). "
+            "Give factory=, a function from width to model."
+        ) from error

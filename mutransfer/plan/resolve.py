@@ -1,0 +1,218 @@
+"""Sizes, uses and laws times a table and an optimizer: the Plan. Reads the model, changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from mutransfer.errors import ConfigError, MutransferError, RuleError, nearest
+from mutransfer.plan.attention import AttentionResult, plan_attention, scales_of
+from mutransfer.plan.base import Base, BaseSpec, read_base
+from mutransfer.plan.data import Form, Init, ParamPlan, PlanData
+from mutransfer.plan.hyperparameters import Hyperparameters, check_patterns, parse_hyperparameters
+from mutransfer.plan.inputs import find_inputs
+from mutransfer.plan.laws import Law
+from mutransfer.plan.placement import Placement, place_multipliers
+from mutransfer.plan.rebuild import HeadScaling
+from mutransfer.plan.roles import Assignment, assign_roles
+from mutransfer.plan.trace import Trace, trace
+from mutransfer.rules.optimizers import Optimizer, find_optimizer
+from mutransfer.rules.table import Parameterization, Role, Row, find_table
+from mutransfer.rules.tables import PARAMETERIZATIONS
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `parameterize`, checked."""
+
+    table: Parameterization
+    optimizer: Optimizer
+    form: Form
+    init: Init
+    scale: HeadScaling
+    roles: Mapping[str, str]
+    hyperparameters: Hyperparameters
+    strict: bool
+
+
+def make_options(
+    parameterization: str | Parameterization,
+    optimizer: str,
+    *,
+    form: str = "auto",
+    init: str = "rescale",
+    scale: str = "heads",
+    roles: Mapping[str, str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Options:
+    table = find_table(parameterization, PARAMETERIZATIONS)
+    family = find_optimizer(optimizer)
+    table.rule(Role.HIDDEN, family)
+    choices = {"form": (form, Form), "init": (init, Init), "scale": (scale, HeadScaling)}
+    for name, (value, allowed) in choices.items():
+        if value not in get_args(allowed):
+            raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
+    own = parse_hyperparameters(hyperparameters)
+    return Options(table, family, form, init, scale, dict(roles or {}), own, strict)  # type: ignore[arg-type]
+
+
+def resolve(
+    model: nn.Module,
+    options: Options,
+    base: BaseSpec,
+    *,
+    factory: Callable[[int], nn.Module] | None = None,
+    example_inputs: Any = None,
+) -> PlanData:
+    """The plan of a model. See `mutransfer.parameterize` for the arguments."""
+    if options.table.kind == "absolute":
+        raise RuleError(f"{options.table.name!r} is absolute and takes no base.")
+    known = read_base(model, base, factory=factory, scale=options.scale, need_laws=options.init != "table")
+    inputs = find_inputs(model, example_inputs)
+    traced = trace(model, inputs)
+    check_patterns(options.hyperparameters, traced.uses)
+    roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
+    attention = _attention(model, traced, inputs, known, options)
+    placement = place_multipliers(model, traced, roles, known.laws, options, attention.query_folds)
+    aliases = _aliases(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    lines = tuple(
+        dataclasses.replace(
+            _line(name, roles[name], known, placement, options), aliases=aliases[name], frozen=name in frozen
+        )
+        for name in roles
+    )
+    return PlanData(
+        parameterization=options.table.name,
+        optimizer=options.optimizer.name,
+        source=options.table.source,
+        form=placement.form,
+        init=options.init,
+        base=known.words,
+        params=lines,
+        swaps=placement.swaps,
+        attention=attention.set,
+        base_scales=attention.base_scales,
+        hyperparameters=options.hyperparameters.set_values(),
+        notes=(*attention.notes, *placement.notes, *_notes(lines)),
+    )
+
+
+def _attention(model: nn.Module, traced: Trace, inputs: Any, known: Base, options: Options) -> AttentionResult:
+    own = scales_of(traced)
+    if options.init == "keep":
+        return AttentionResult((), {}, own, _kept(own, options))
+    base_scales = known.scales if known.scales is not None else _scales_at_base(known, inputs) if own else {}
+    return plan_attention(
+        model,
+        traced,
+        lambda: trace(model, inputs),
+        base_scales,
+        options.table.attention,
+        options.hyperparameters.attn_mult,
+    )
+
+
+def _kept(own: Mapping[str, object], options: Options) -> tuple[str, ...]:
+    if own and options.hyperparameters.attn_mult != 1.0:
+        raise ConfigError("attn_mult would change the function of a model whose values are kept (init='keep').")
+    return ("softmax scales are left as they are (init='keep')",) if own else ()
+
+
+def _scales_at_base(known: Base, inputs: Any) -> dict[str, tuple[int, float]]:
+    assert known.build is not None
+    with torch.device("meta"):
+        base = known.build()
+    try:
+        return scales_of(trace(base, inputs))
+    except MutransferError:
+        return scales_of(trace(base, find_inputs(base, None)))
+
+
+def _line(name: str, role: Assignment, known: Base, placement: Placement, options: Options) -> ParamPlan:
+    """One parameter: the table's cells at its own ratios, times its hyperparameters, seen through its fold."""
+    table, optimizer, own = options.table, options.optimizer, options.hyperparameters
+    base_law, law = _laws(name, role, known)
+    constant = base_law.kind == "constant"
+    row = table.row(role.role, constant=constant)
+    rule = table.rule(role.role, optimizer, constant=constant)
+    ratios = {"m_in": role.m_in, "m_out": role.m_out}
+    fold = placement.folds.get(name, 1.0)
+    std = base_law.std * row.init_std.at(**ratios) * own.init_std.get(role.role, 1.0) * fold
+    return ParamPlan(
+        name=name,
+        shape=tuple(dim.size for dim in known.dims[name]),
+        base_shape=tuple(dim.base for dim in known.dims[name]),
+        role=role.role,
+        uses=role.uses,
+        fan_in=role.fan_in,
+        m_in=role.m_in,
+        m_out=role.m_out,
+        init_law=law,
+        base_law=base_law,
+        init_std=0.0 if constant else std,
+        init_factor=_init_factor(options, fold, std, law, placement.multipliers.get(name, 1.0)),
+        multiplier=placement.multipliers.get(name, 1.0),
+        fold=fold,
+        lr=rule.lr.at(**ratios) * own.lr_of(name, role.role) * optimizer.lr_under(fold),
+        eps=rule.eps.at(**ratios) * optimizer.eps_under(fold) if optimizer.has_eps else 1.0,
+        weight_decay=rule.weight_decay.at(**ratios) * optimizer.decay_under(fold),
+        clip=_clip(table, role, row, constant) * fold,
+        why=role.why + placement.why.get(name, ""),
+    )
+
+
+def _init_factor(options: Options, fold: float, std: float, law: Law, multiplier: float) -> float:
+    """What a tensor's values are multiplied by; kept values only make up for a multiplier in the forward pass."""
+    if options.init == "keep":
+        return 1 / multiplier
+    return fold if law.kind == "constant" else std / law.std
+
+
+def _laws(name: str, role: Assignment, known: Base) -> tuple[Law, Law]:
+    """The laws at the base and in the model; where nothing tells (init="table"), 1/sqrt(fan-in) at the base."""
+    if name in known.laws:
+        return known.laws[name], known.own_laws[name]
+    if role.role in (Role.VECTOR, Role.SCALAR):
+        return Law("constant"), Law("constant")
+    base_fan_in = role.fan_in / role.m_in
+    return Law("drawn", 1 / math.sqrt(base_fan_in), 0.0), Law("drawn", 1 / math.sqrt(role.fan_in), 0.0)
+
+
+def _clip(table: Parameterization, role: Assignment, row: Row, constant: bool) -> float:
+    """The multiplier in the family's gauge over the one here: how much larger a gradient is in the gauge."""
+    gauge = table.gauge_of(role.role, constant=constant)
+    return (gauge / row.multiplier).at(m_in=role.m_in, m_out=role.m_out)
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each parameter -> its other names."""
+    first: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        aliases.setdefault(owner, [])
+        if owner != name:
+            aliases[owner].append(name)
+    return {name: tuple(others) for name, others in aliases.items()}
+
+
+def _notes(lines: tuple[ParamPlan, ...]) -> list[str]:
+    notes = []
+    mixed = [line.name for line in lines if "a*k + b" in line.why]
+    if mixed:
+        notes.append(f"{len(mixed)} tensors have a part that does not grow (a*k + b): {', '.join(mixed[:3])}")
+    unproven = [line.name for line in lines if "UNPROVEN" in line.why]
+    if unproven:
+        notes.append(f"{len(unproven)} roles are guesses (strict=False): {', '.join(unproven[:3])}")
+    measured = [line.name for line in lines if line.init_law.measured and line.base_law.measured]
+    if measured:
+        notes.append(f"{len(measured)} init stds are measured, not read: {', '.join(measured[:3])}")
+    return notes
