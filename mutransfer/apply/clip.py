@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mutransfer.apply.names import planned_parameters
 from mutransfer.errors import ConfigError
-from mutransfer.plan.data import PlanData
+from mutransfer.planning.data import PlanData
 
 
 @torch.no_grad()

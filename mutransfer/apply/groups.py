@@ -12,7 +12,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from mutransfer.apply.names import planned_parameters
 from mutransfer.errors import ConfigError, RoleError, RuleError
-from mutransfer.plan.data import ParamPlan, PlanData
+from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.rules.optimizers import find_optimizer
 
 EPS = 1e-8

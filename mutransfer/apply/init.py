@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mutransfer.apply.names import planned_parameters
 from mutransfer.errors import AlreadyParameterizedError
-from mutransfer.plan.data import ParamPlan, PlanData
-from mutransfer.plan.laws import Law
+from mutransfer.planning.data import ParamPlan, PlanData
+from mutransfer.planning.laws import Law
 
 FRESH_Z = 6.0
 """How many standard errors a fresh tensor may lie from its init law: a model of 150 tensors stays clear of 3."""

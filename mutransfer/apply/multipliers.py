@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mutransfer.plan.data import AttentionPlan, SwapPlan
+from mutransfer.planning.data import AttentionPlan, SwapPlan
 
 
 class Scaled:
@@ -38,7 +38,7 @@ class ScaledLinear(Scaled):
             scaled: Tensor = functional.linear(input * self.weight_multiplier, self.weight, self.bias)
             return scaled
         out: Tensor = functional.linear(input, self.weight) * self.weight_multiplier
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias  # type: ignore[no-any-return]
 
 
 class ScaledEmbedding(Scaled):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mutransfer.errors import ShapeError
-from mutransfer.plan.data import ParamPlan, PlanData
+from mutransfer.planning.data import ParamPlan, PlanData
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP1 and activation checkpointing insert into a parameter's name."""

@@ -14,9 +14,9 @@ from mutransfer.apply.groups import EPS, make_optimizer, param_groups
 from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
 from mutransfer.errors import AlreadyParameterizedError, RuleError
-from mutransfer.plan.base import BaseSpec
-from mutransfer.plan.data import Form, Init, PlanData
-from mutransfer.plan.resolve import make_options, resolve
+from mutransfer.planning.base import BaseSpec
+from mutransfer.planning.data import Form, Init, PlanData
+from mutransfer.planning.resolve import make_options, resolve
 from mutransfer.rules.table import Parameterization
 
 MARK = "_mutransfer"

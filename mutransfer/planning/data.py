@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mutransfer.errors import RuleError, ShapeError, nearest
-from mutransfer.plan import render
-from mutransfer.plan.laws import Law
+from mutransfer.planning import render
+from mutransfer.planning.laws import Law
 from mutransfer.records import jsonable, read_json, write_json
 from mutransfer.rules.table import Role
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from mutransfer.errors import RoleError, ShapeError
-from mutransfer.plan.data import AttentionPlan
-from mutransfer.plan.graph import AttentionSite, attention_sites
-from mutransfer.plan.trace import Trace
+from mutransfer.planning.data import AttentionPlan
+from mutransfer.planning.graph import AttentionSite, attention_sites
+from mutransfer.planning.trace import Trace
 from mutransfer.rules.scale import Scale
 
 _PROBE = 4.0

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.errors import RoleError
-from mutransfer.plan.laws import untouched_rng
+from mutransfer.planning.laws import untouched_rng
 
 Dims = frozenset[int]
 UseKind = Literal["contraction", "lookup", "elementwise", "opaque"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import MutransferError, RoleError
-from mutransfer.plan.trace import trace
+from mutransfer.planning.trace import trace
 
 TOKENS = 8
 IMAGE_SIZES = (32, 28, 64, 224)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mutransfer.errors import ConfigError, ShapeError, nearest
-from mutransfer.plan.sizes import Shapes, on_meta, shapes_of
+from mutransfer.planning.sizes import Shapes, on_meta, shapes_of
 
 Build = Callable[[], nn.Module]
 HeadScaling = Literal["heads", "head_dim"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mutransfer.plan.data import ParamPlan, PlanData
+    from mutransfer.planning.data import ParamPlan, PlanData
 
 COLUMNS = ("parameter", "role", "shape", "fan_in", "m_in", "m_out", "init std", "mult", "lr", "eps", "decay", "clip")
 COMPARED = ("role", "init_std", "init_factor", "multiplier", "lr", "eps", "weight_decay", "clip", "frozen")

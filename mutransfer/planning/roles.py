@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mutransfer.errors import RoleError, nearest
-from mutransfer.plan.sizes import Dim
-from mutransfer.plan.trace import Dims, Trace, Use
+from mutransfer.planning.sizes import Dim
+from mutransfer.planning.trace import Dims, Trace, Use
 from mutransfer.rules.table import Role
 
 

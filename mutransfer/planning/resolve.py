@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, RuleError, nearest
-from mutransfer.plan.attention import AttentionResult, plan_attention, scales_of
-from mutransfer.plan.base import Base, BaseSpec, read_base
-from mutransfer.plan.data import Form, Init, ParamPlan, PlanData
-from mutransfer.plan.hyperparameters import Hyperparameters, check_patterns, parse_hyperparameters
-from mutransfer.plan.inputs import find_inputs
-from mutransfer.plan.laws import Law
-from mutransfer.plan.placement import Placement, place_multipliers
-from mutransfer.plan.rebuild import HeadScaling
-from mutransfer.plan.roles import Assignment, assign_roles
-from mutransfer.plan.trace import Trace, trace
+from mutransfer.planning.attention import AttentionResult, plan_attention, scales_of
+from mutransfer.planning.base import Base, BaseSpec, read_base
+from mutransfer.planning.data import Form, Init, ParamPlan, PlanData
+from mutransfer.planning.hyperparameters import Hyperparameters, check_patterns, parse_hyperparameters
+from mutransfer.planning.inputs import find_inputs
+from mutransfer.planning.laws import Law
+from mutransfer.planning.placement import Placement, place_multipliers
+from mutransfer.planning.rebuild import HeadScaling
+from mutransfer.planning.roles import Assignment, assign_roles
+from mutransfer.planning.trace import Trace, trace
 from mutransfer.rules.optimizers import Optimizer, find_optimizer
 from mutransfer.rules.table import Parameterization, Role, Row, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS

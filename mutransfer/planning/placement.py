@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from mutransfer.errors import RoleError
-from mutransfer.plan.data import SwapPlan
-from mutransfer.plan.graph import NormFold, norm_in_front
-from mutransfer.plan.laws import Law
-from mutransfer.plan.roles import Assignment
-from mutransfer.plan.trace import Trace
+from mutransfer.planning.data import SwapPlan
+from mutransfer.planning.graph import NormFold, norm_in_front
+from mutransfer.planning.laws import Law
+from mutransfer.planning.roles import Assignment
+from mutransfer.planning.trace import Trace
 from mutransfer.rules.table import Parameterization, Role
 
 if TYPE_CHECKING:
-    from mutransfer.plan.resolve import Options
+    from mutransfer.planning.resolve import Options
 
 
 @dataclass

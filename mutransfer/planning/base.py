@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
-from mutransfer.plan import rebuild
-from mutransfer.plan.data import PlanData
-from mutransfer.plan.laws import Law, estimate, read_laws
-from mutransfer.plan.rebuild import Build, HeadScaling
-from mutransfer.plan.sizes import Dim, Shapes, compare, shapes_of
+from mutransfer.planning import rebuild
+from mutransfer.planning.data import PlanData
+from mutransfer.planning.laws import Law, estimate, read_laws
+from mutransfer.planning.rebuild import Build, HeadScaling
+from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
 
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
 

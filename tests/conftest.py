@@ -1,0 +1,11 @@
+"""Shared by all tests: one thread, so that 2 cores run 2 workers, and hand-written models importable as `toy_models`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+sys.path.insert(0, str(Path(__file__).parent))
