@@ -1,0 +1,89 @@
+"""The front door: picks the verb, and turns every error a user can cause into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from mutransfer.errors import ConfigError, MutransferError, nearest
+
+DONE, FAIL, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+VERBS = {
+    "explain": "print what a parameterization does to every parameter of a model",
+    "check": "coordinate check: do all contributions keep their size as width grows?",
+    "train": "train one model, such as the target; resumable",
+    "sweep": "train a grid of sizes, learning rates, seeds, parameterizations; resumable",
+    "transfer": "verdict, report and the target's hyperparameters from a finished sweep",
+}
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and gives back its exit code: 0 pass or done, 1 fail, 2 bad input, 3 undecided."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except MutransferError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _complain(f"{error.strerror}: {error.filename or 'the disk'}. Free some space or change run_dir.")
+    except KeyboardInterrupt:
+        print("\nInterrupted. Rerun the same command to continue.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    first = words.pop(0) if words else "--help"
+    match first:
+        case "--help" | "-h" | "help":
+            from mutransfer.cli.help import general
+
+            print(general())
+            return DONE
+        case "--version" | "-V":
+            print(f"mutransfer {_version()}")
+            return DONE
+        case "completion":
+            from mutransfer.cli.completion import run
+
+            return run(words)
+    if first not in VERBS:
+        raise ConfigError(f"mutransfer has no verb {first!r}.{nearest(first, [*VERBS, 'completion'])}")
+    return _run_verb(first, words)
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    from mutransfer.cli import arguments, help
+    from mutransfer.sweep.compose import Composer
+
+    parsed = arguments.parse(verb, words)
+    composer = Composer(verb, parsed.config_dir)
+    if parsed.help:
+        print(help.of_verb(composer, parsed.overrides))
+        return DONE
+    if verb != "transfer" and parsed.positional:
+        word = parsed.positional[0]
+        raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that model.path=my_code:make finds the user's own module, as `python -m` does
+    module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
+    code: int = module.run(composer, parsed)
+    return code
+
+
+def _complain(sentence: str) -> int:
+    print(f"mutransfer: {sentence}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _version() -> str:
+    try:
+        return version("mutransfer")
+    except PackageNotFoundError:
+        return "(not installed: running from a checkout)"

@@ -1,0 +1,95 @@
+"""Where training also reports to, besides the store: nothing by default, or Weights & Biases, offline unless asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mutransfer.errors import ConfigError, RunError
+from mutransfer.records import TrialRecord
+
+WANDB_MODES = ("offline", "online", "disabled")
+
+
+class Logger(Protocol):
+    """Three calls per run. Anything that has them can be a logger."""
+
+    def start(self, name: str, config: Mapping[str, Any]) -> None: ...
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+
+class NoLogger:
+    """The default: reports to nobody, imports nothing, and never touches the network."""
+
+    def start(self, name: str, config: Mapping[str, Any]) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+
+class WandbLogger:
+    """Weights & Biases. Offline it needs no account, asks nothing and makes no connection.
+
+    Args:
+        settings: the `logger` section of the config. The environment's WANDB_MODE wins over its `mode`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._mode = os.environ.get("WANDB_MODE") or settings["mode"]
+        if self._mode not in WANDB_MODES:
+            raise ConfigError(f"logger.mode={self._mode} does not exist. Known: {', '.join(WANDB_MODES)}.")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._run: Any = None
+
+    def start(self, name: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        settings = self._settings
+        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                mode=self._mode,
+                name=name,
+                config=dict(config),
+                project=settings["project"],
+                entity=settings["entity"],
+                group=settings["group"],
+                tags=list(settings["tags"]),
+                dir=settings["dir"],
+                reinit="finish_previous",
+            )
+        except wandb.errors.UsageError as error:
+            raise RunError(f"wandb cannot start: {error}. Run `wandb login`, or use logger.mode=offline.") from None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update({name: value for name, value in summary.items() if value is not None})
+        self._run.finish()
+
+
+def make_logger(settings: Mapping[str, Any]) -> Logger:
+    """The logger that the config's `logger` section names."""
+    return WandbLogger(settings) if settings["name"] == "wandb" else NoLogger()
+
+
+def log_record(logger: Logger, record: TrialRecord) -> None:
+    """Reports a finished trial as one run of the logger."""
+    config = record.config
+    logger.start(f"{config['parameterization']['name']}-{config['model']['width']}-{record.key[:8]}", config)
+    for step, loss in record.history:
+        logger.log({"train_loss": loss}, step)
+    names = ("status", "train_loss", "val_loss", "steps", "tokens", "seconds", "cpu_seconds", "parameters")
+    logger.finish({name: getattr(record, name) for name in names})

@@ -1,0 +1,1 @@
+"""One module per verb, each with `run(composer, arguments) -> exit code`."""

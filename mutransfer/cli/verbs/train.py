@@ -1,0 +1,88 @@
+"""`mutransfer train`: one run, such as the target; checkpoints into run_dir and goes on from there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mutransfer.cli.arguments import Arguments
+from mutransfer.cli.dispatch import DONE, FAIL
+from mutransfer.cli.loggers import Logger, make_logger
+from mutransfer.cli.output import print_config
+from mutransfer.cli.progress import describe
+from mutransfer.errors import ConfigError
+from mutransfer.records import TrialRecord, read_json, write_json
+from mutransfer.sweep.compose import Composer
+from mutransfer.sweep.key import TRIAL_SECTIONS
+from mutransfer.sweep.validate import validate
+
+
+def run(composer: Composer, arguments: Arguments) -> int:
+    """Returns 0 where training finished, 1 where it diverged."""
+    config = validate("train", composer.config(arguments.overrides))
+    if arguments.show_config:
+        return print_config(config)
+    run_dir, trial = Path(config["run_dir"]), {name: config[name] for name in (*TRIAL_SECTIONS, "device")}
+    resume = config["resume"] == "auto"
+    if resume and (finished := _finished(run_dir, trial)):
+        print(f"Finished before: {describe(finished)}. Give resume=never to train it again.")
+        return _code(finished)
+    record = _train(trial, run_dir, resume, make_logger(config["logger"]))
+    path = write_json(run_dir / "train.json", record.to_json())
+    print(describe(record))
+    print(f"Written: {path}")
+    return _code(record)
+
+
+def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
+    """The record of this very run, if it is there. Remembers the config of the run that starts now.
+
+    Raises:
+        ConfigError: the directory holds another run, whose checkpoint must not be taken for this one's.
+    """
+    config_file, record_file = run_dir / "train_config.json", run_dir / "train.json"
+    if config_file.is_file() and (known := read_json(config_file)) != _physics(trial):
+        changed = ", ".join(name for name in TRIAL_SECTIONS if known.get(name) != trial[name])
+        raise ConfigError(
+            f"{run_dir} holds a run of another config (it differs in {changed}). "
+            "Choose another run_dir, or give resume=never to start over there."
+        )
+    return TrialRecord.from_json(read_json(record_file)) if record_file.is_file() else None
+
+
+def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger) -> TrialRecord:
+    from mutransfer.sweep.trial import run_trial
+
+    if not resume:
+        (run_dir / "train.json").unlink(missing_ok=True)
+    write_json(run_dir / "train_config.json", _physics(trial))
+    logger.start(run_dir.name, trial)
+    with _progress() as progress:
+        task = progress.add_task("training", total=trial["train"]["steps"])
+
+        def metrics(step: int, values: Mapping[str, float]) -> None:
+            logger.log(values, step)
+            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("loss"))
+            progress.update(task, completed=step, description=text or "training")
+
+        record = run_trial(trial, metrics, checkpoint=run_dir / "checkpoint.pt", resume=resume)
+    logger.finish({"status": record.status, "train_loss": record.train_loss, "val_loss": record.val_loss})
+    return record
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _physics(trial: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: trial[name] for name in TRIAL_SECTIONS}
+
+
+def _code(record: TrialRecord) -> int:
+    return DONE if record.status == "done" else FAIL

@@ -1,0 +1,42 @@
+"""What can be known to be impossible before the first trial: answered by the driver, in a second or two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from mutransfer.sweep.trial import Trials, find_device
+
+_trials = Trials()
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The sha256 of the data that a trial of this config trains on."""
+    return _trials.data(config).sha256
+
+
+def preflight(configs: Iterable[Mapping[str, Any]]) -> None:
+    """Builds and plans the smallest model of each kind and table, so that a mistake stops the sweep and no trial fails.
+
+    Raises:
+        MutransferError: what the first trial of that kind would have failed with.
+    """
+    smallest: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for config in sorted(configs, key=lambda config: int(config["model"]["width"]), reverse=True):
+        smallest[config["model"]["name"], config["parameterization"]["name"], config["optimizer"]["name"]] = config
+    for config in smallest.values():
+        find_device(config["device"])
+        _trials.plan(config, _trials.model(config))
+
+
+def gpus(device: str) -> tuple[str, ...]:
+    """The GPUs to spread workers over, as CUDA_VISIBLE_DEVICES names them; none where trials run on the CPU."""
+    if find_device(device).type != "cuda":
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    _, _, index = device.partition(":")
+    return (names[int(index)],) if index else tuple(names)

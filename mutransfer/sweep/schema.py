@@ -1,0 +1,254 @@
+"""What a config may say: one dataclass per section, checked before anything is built. Values live in configs/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from mutransfer.errors import ConfigError
+
+
+class Form(Enum):
+    auto = 1
+    folded = 2
+    explicit = 3
+
+
+class Init(Enum):
+    rescale = 1
+    table = 2
+    keep = 3
+
+
+class AttentionScale(Enum):
+    heads = 1
+    head_dim = 2
+
+
+class Schedule(Enum):
+    cosine = 1
+    wsd = 2
+    constant = 3
+
+
+class Precision(Enum):
+    fp32 = 1
+    bf16 = 2
+
+
+class Resume(Enum):
+    auto = 1
+    never = 2
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with this sentence unless the condition holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
+def positive(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        key = f"{section}.{name}" if section else name
+        require(value is None or value > 0, f"{key}={value}: it must be greater than 0.")
+
+
+def fraction(section: str, **values: float) -> None:
+    for name, value in values.items():
+        require(0 <= value <= 1, f"{section}.{name}={value}: it must lie between 0 and 1.")
+
+
+@dataclass
+class Parameterization:
+    name: str
+    form: Form
+    init: Init
+    scale: AttentionScale
+
+
+@dataclass
+class RoleInitStd:
+    input: float
+    hidden: float
+    output: float
+
+
+@dataclass
+class RoleLR:
+    input: float
+    hidden: float
+    output: float
+    vector: float
+    scalar: float
+
+
+@dataclass
+class Hyperparameters:
+    output_mult: float
+    attn_mult: float
+    embedding_mult: float
+    residual_mult: float
+    init_std: RoleInitStd
+    lr: RoleLR
+
+    def __post_init__(self) -> None:
+        positive(
+            "hp",
+            output_mult=self.output_mult,
+            attn_mult=self.attn_mult,
+            embedding_mult=self.embedding_mult,
+            residual_mult=self.residual_mult,
+        )
+        positive("hp.init_std", **vars(self.init_std))
+        positive("hp.lr", **vars(self.lr))
+
+
+@dataclass
+class AdamOptimizer:
+    name: str
+    lr: float
+    weight_decay: float
+    eps: float
+    betas: list[float]
+
+    def __post_init__(self) -> None:
+        positive("optimizer", lr=self.lr, eps=self.eps)
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay}: it must not be negative.")
+        valid = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(valid, f"optimizer.betas={list(self.betas)}: two numbers are needed, each at least 0 and less than 1.")
+
+
+@dataclass
+class SGDOptimizer:
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float
+    nesterov: bool
+
+    def __post_init__(self) -> None:
+        positive("optimizer", lr=self.lr)
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay}: it must not be negative.")
+        fraction("optimizer", momentum=self.momentum)
+        require(self.momentum > 0 or not self.nesterov, "optimizer.nesterov=true needs optimizer.momentum above 0.")
+
+
+@dataclass
+class Train:
+    steps: int
+    schedule: Schedule
+    warmup: float
+    decay: float
+    final_lr: float
+    clip_norm: float | None
+    accumulate: int
+    eval_batches: int
+    eval_every: int
+    checkpoint_every: int
+    compile: bool
+
+    def __post_init__(self) -> None:
+        positive(
+            "train",
+            steps=self.steps,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+            eval_batches=self.eval_batches,
+        )
+        fraction("train", warmup=self.warmup, decay=self.decay, final_lr=self.final_lr)
+        overlap = self.schedule is Schedule.wsd and self.warmup + self.decay > 1
+        require(not overlap, f"train.warmup={self.warmup} and train.decay={self.decay} leave no steps between them.")
+        for name in ("eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}={value}: it must be 0 (only at the end) or a number of steps.")
+
+
+@dataclass
+class PrecisionPolicy:
+    name: Precision
+
+
+@dataclass
+class LocalEngine:
+    name: str
+    workers: int | None
+    threads: int
+    lease: float
+    retry_failed: bool
+
+
+@dataclass
+class GridSearch:
+    name: str
+    grids: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class NoLogger:
+    name: str
+
+
+@dataclass
+class WandbLogger:
+    name: str
+    mode: str
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    dir: str | None
+
+
+@dataclass
+class TrialRoot:
+    """The values of a trial that stand outside every section."""
+
+    base: int
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        positive("", base=self.base)
+        require(self.seed >= 0, f"seed={self.seed}: it must not be negative.")
+
+
+@dataclass
+class ExplainRoot(TrialRoot):
+    run_dir: str
+
+
+@dataclass
+class SweepRoot(TrialRoot):
+    run_dir: str
+
+
+@dataclass
+class TrainRoot(TrialRoot):
+    run_dir: str
+    resume: Resume
+
+
+@dataclass
+class CheckRoot(TrialRoot):
+    run_dir: str
+    widths: list[int]
+    seeds: int
+    lr: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several = len(set(self.widths)) >= 3 and all(width > 0 for width in self.widths)
+        require(several, f"widths={list(self.widths)}: at least three different widths are needed to fit a slope.")
+        require(self.seeds >= 2, f"seeds={self.seeds}: at least two seeds are needed for an interval.")
+        positive("", lr=self.lr)
+
+
+@dataclass
+class TransferRoot:
+    subject: str | None
+    level: float
+
+    def __post_init__(self) -> None:
+        require(0.5 <= self.level < 1, f"level={self.level}: the level of an interval lies between 0.5 and 1.")

@@ -1,0 +1,352 @@
+"""The results of a run directory: one SQLite file, facts that are added and never changed, leases that expire.
+
+A *run* is one trial, named by the hash of its config. A *point* is what a sweep asked for; several points, of several
+sweeps, may be answered by one run. WAL with `synchronous=NORMAL` loses nothing when a process is killed; it needs a
+local disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from mutransfer.errors import RunError
+from mutransfer.records import TrialRecord, jsonable
+from mutransfer.sweep.key import Point
+
+FILE_NAME = "sweep.sqlite"
+VERSION = 1
+MAX_ATTEMPTS = 3
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE run (
+    key TEXT PRIMARY KEY, config TEXT NOT NULL, cost REAL NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending', worker TEXT, lease REAL, crashes INTEGER NOT NULL DEFAULT 0,
+    record TEXT, error TEXT, started REAL, finished REAL
+);
+CREATE TABLE metric (key TEXT NOT NULL, step INTEGER NOT NULL, name TEXT NOT NULL, value REAL);
+CREATE INDEX metric_key ON metric (key);
+CREATE TABLE point (
+    sweep TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, config TEXT NOT NULL, PRIMARY KEY (sweep, id)
+);
+CREATE INDEX point_key ON point (key);
+"""
+
+_OF_SWEEP = "key IN (SELECT key FROM point WHERE sweep = :sweep)"
+_CLAIMABLE = f"""
+SELECT key, config FROM run WHERE {_OF_SWEEP} AND (status = 'pending' OR (status = 'running' AND lease < :now))
+ORDER BY cost DESC, key LIMIT 1
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker may run until its lease expires."""
+
+    key: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counts:
+    pending: int = 0
+    running: int = 0
+    done: int = 0
+    diverged: int = 0
+    failed: int = 0
+    share: float = 0.0
+    """The finished part of the sweep's whole cost."""
+
+    @property
+    def finished(self) -> int:
+        return self.done + self.diverged + self.failed
+
+    @property
+    def unfinished(self) -> int:
+        return self.pending + self.running
+
+    @property
+    def total(self) -> int:
+        return self.finished + self.unfinished
+
+
+class Store:
+    """One process's door to `sweep.sqlite`. Every method is one transaction."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def create(cls, run_dir: str | Path) -> Self:
+        """Opens the store of a run directory, making both where they are missing.
+
+        Raises:
+            RunError: no permission, a full disk, or a file there that is not such a store.
+        """
+        path = Path(run_dir) / FILE_NAME
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot make {path.parent}: {error.strerror}. Choose another run_dir.") from None
+        store = cls(path, _connect(path))
+        store._make_tables()
+        return store
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> Self:
+        """Opens the store that a sweep left in this directory.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        path = Path(run_dir) / FILE_NAME
+        if not path.is_file():
+            what = "does not exist" if not path.parent.exists() else f"is not a run directory: it has no {FILE_NAME}"
+            raise RunError(f"{run_dir} {what}. Give the run_dir of a `mutransfer sweep`.")
+        store = cls(path, _connect(path))
+        store._check_version()
+        return store
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, sweep: str, points: Iterable[Point]) -> None:
+        """Asks for these points; runs that are known already, in any state, stay as they are."""
+        points = list(points)
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO run (key, config, cost) VALUES (?, ?, ?)",
+                [(point.key, json.dumps(point.config), point.cost) for point in points],
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO point (sweep, id, key, config) VALUES (?, ?, ?, ?)",
+                [(sweep, point.id, point.key, json.dumps(point.config)) for point in points],
+            )
+
+    def pin_data(self, data: Mapping[str, Any], sha256: str) -> None:
+        """Remembers which corpus this data config means here.
+
+        Raises:
+            RunError: the directory holds trials of another corpus under the same data config.
+        """
+        name = "data:" + json.dumps(jsonable(data), sort_keys=True)
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, sha256))
+            (known,) = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if known != sha256:
+            raise RunError(
+                f"{self.path.parent} holds trials of another corpus (sha256 {known[:12]}, now {sha256[:12]}; the standard "
+                "library differs between Python versions), and their losses cannot be compared. Choose another run_dir."
+            )
+
+    def claim(self, sweep: str, worker: str, lease: float) -> Claim | None:
+        """The most expensive trial of the sweep that nobody works on, now leased to this worker."""
+        now = time.time()
+        with self._transaction() as db:
+            row = db.execute(_CLAIMABLE, {"sweep": sweep, "now": now}).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "UPDATE run SET status = 'running', worker = ?, lease = ?, started = ? WHERE key = ?",
+                (worker, now + lease, now, row[0]),
+            )
+            db.execute("DELETE FROM metric WHERE key = ?", (row[0],))
+        return Claim(row[0], json.loads(row[1]))
+
+    def renew(self, key: str, worker: str, lease: float) -> bool:
+        """Extends a lease; False where the worker has lost it to another."""
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE run SET lease = ? WHERE key = ? AND worker = ? AND status = 'running'",
+                (time.time() + lease, key, worker),
+            )
+            return changed.rowcount == 1
+
+    def log(self, key: str, rows: Sequence[tuple[int, str, float | None]]) -> None:
+        with self._transaction() as db:
+            db.executemany("INSERT INTO metric VALUES (?, ?, ?, ?)", [(key, *row) for row in rows])
+
+    def finish(self, worker: str, record: TrialRecord) -> bool:
+        """Records a result for good; False where the worker has lost its lease, and the result is dropped."""
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE run SET status = ?, record = ?, error = ?, finished = ?, lease = NULL "
+                "WHERE key = ? AND worker = ? AND status = 'running'",
+                (record.status, json.dumps(record.to_json()), record.error, time.time(), record.key, worker),
+            )
+            return changed.rowcount == 1
+
+    def release(self, worker: str) -> None:
+        """Gives an interrupted worker's trials back; being interrupted is nobody's fault."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE run SET status = 'pending', worker = NULL, lease = NULL "
+                "WHERE worker = ? AND status = 'running'",
+                (worker,),
+            )
+
+    def crashed(self, worker: str) -> list[str]:
+        """Gives back the trial in which a worker died; after three deaths the trial has failed. The keys concerned."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT key, config, crashes FROM run WHERE worker = ? AND status = 'running'", (worker,)
+            ).fetchall()
+            for key, config, crashes in rows:
+                _record_crash(db, key, json.loads(config), crashes + 1)
+        return [key for key, _, _ in rows]
+
+    def release_dead(self) -> None:
+        """Gives back what workers of this machine hold that no longer exist (their driver was killed with them)."""
+        rows = self._read("SELECT DISTINCT worker FROM run WHERE status = 'running'")
+        for (worker,) in rows:
+            if not _may_be_alive(worker):
+                self.release(worker)
+
+    def retry_failed(self, sweep: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE run SET status = 'pending', crashes = 0, record = NULL, error = NULL, finished = NULL "
+                f"WHERE status = 'failed' AND {_OF_SWEEP}",
+                {"sweep": sweep},
+            )
+
+    def counts(self, sweep: str) -> Counts:
+        query = f"SELECT status, COUNT(*), SUM(cost) FROM run WHERE {_OF_SWEEP} GROUP BY status"
+        rows = self._read(query, {"sweep": sweep})
+        cost = sum(row[2] for row in rows if row[0] not in ("pending", "running"))
+        return Counts(**{row[0]: row[1] for row in rows}, share=cost / (sum(row[2] for row in rows) or 1.0))
+
+    def finished_keys(self, sweep: str) -> list[str]:
+        """In the order in which they finished."""
+        query = f"SELECT key FROM run WHERE record IS NOT NULL AND {_OF_SWEEP} ORDER BY finished"
+        return [key for (key,) in self._read(query, {"sweep": sweep})]
+
+    def record(self, key: str) -> TrialRecord:
+        ((text,),) = self._read("SELECT record FROM run WHERE key = ?", (key,))
+        return TrialRecord.from_json(json.loads(text))
+
+    def metrics(self, key: str) -> list[tuple[int, str, float | None]]:
+        return self._read("SELECT step, name, value FROM metric WHERE key = ? ORDER BY rowid", (key,))
+
+    def records(self, sweep: str | None = None) -> list[TrialRecord]:
+        """One record per point that is answered, with the config that the point asked for.
+
+        A trial at the base size that answers points of several parameterizations is listed once for each.
+        """
+        rows = self._read(
+            "SELECT DISTINCT point.id, point.config, run.record FROM point JOIN run USING (key) "
+            "WHERE run.record IS NOT NULL AND (:sweep IS NULL OR point.sweep = :sweep) ORDER BY point.id",
+            {"sweep": sweep},
+        )
+        return [
+            replace(TrialRecord.from_json(json.loads(record)), config=json.loads(config)) for _, config, record in rows
+        ]
+
+    def _make_tables(self) -> None:
+        with self._transaction() as db:
+            if db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('version', ?)", (str(VERSION),))
+        self._check_version()
+
+    def _check_version(self) -> None:
+        try:
+            rows = self._read("SELECT value FROM meta WHERE name = 'version'")
+        except RunError as error:
+            if "no such table" in str(error.__cause__):
+                raise RunError(
+                    f"{self.path} is half-written: it has no tables. Delete it and run the sweep again."
+                ) from None
+            raise
+        if rows != [(str(VERSION),)]:
+            raise RunError(f"{self.path} was written by another version of mutransfer. Choose another run_dir.")
+
+    def _read(self, query: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
+        with _readable_errors(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _readable_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def worker_name(pid: int | None = None) -> str:
+    """Names a process of this machine so that a later driver can see whether it still lives."""
+    return f"{socket.gethostname()}:{pid or os.getpid()}"
+
+
+def _may_be_alive(worker: str) -> bool:
+    host, _, pid = worker.rpartition(":")
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _record_crash(db: sqlite3.Connection, key: str, config: dict[str, Any], crashes: int) -> None:
+    if crashes < MAX_ATTEMPTS:
+        db.execute("UPDATE run SET status = 'pending', worker = NULL, crashes = ? WHERE key = ?", (crashes, key))
+        return
+    error = f"The worker process died in this trial {crashes} times (killed, or out of memory)."
+    record = TrialRecord(key=key, config=config, status="failed", error=error)
+    db.execute(
+        "UPDATE run SET status = 'failed', crashes = ?, record = ?, error = ?, finished = ? WHERE key = ?",
+        (crashes, json.dumps(record.to_json()), error, time.time(), key),
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with _readable_errors(path):
+        connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+
+@contextlib.contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RunError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: sqlite3.Error) -> str:
+    text = str(error)
+    if "full" in text:
+        return f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
+    if "readonly" in text or "unable to open" in text:
+        return f"No permission to write {path}. Choose another run_dir, or change its permissions."
+    if "not a database" in text or "malformed" in text:
+        return f"{path} is damaged or not a sweep store ({text}). Move it away and run the sweep again."
+    return f"{path} cannot be used: {text}. It must lie on a local disk."

@@ -1,0 +1,173 @@
+"""One trial: data, model, parameterization, optimizer, loop. A pure function of the resolved config."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mutransfer.convert import Plan, plan
+from mutransfer.errors import ConfigError
+from mutransfer.records import TrialRecord
+from mutransfer.rules.tables import PARAMETERIZATIONS
+from mutransfer.sweep.key import trial_key
+from mutransfer.train.data import Data, build_data
+from mutransfer.train.loop import train
+from mutransfer.train.models import build_model
+
+Metrics = Callable[[int, Mapping[str, float]], None]
+
+_PLANNED_FROM = ("model", "base", "parameterization", "hp", "data")
+
+
+class Trials:
+    """Runs trials one after another and keeps between them what they share: the corpus, and the plan of each size.
+
+    Args:
+        threads: that torch may use in this process; None leaves its setting alone.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._data: dict[str, Data] = {}
+        self._plans: dict[str, Plan] = {}
+
+    def data(self, config: Mapping[str, Any]) -> Data:
+        name = json.dumps([config["data"], config["model"]], sort_keys=True)
+        if name not in self._data:
+            self._data[name] = build_data(config["data"], config["model"])
+        return self._data[name]
+
+    def model(self, config: Mapping[str, Any], width: int | None = None) -> nn.Module:
+        """A fresh model, drawn from the config's seed; at another width if one is given."""
+        torch.manual_seed(config["seed"])
+        section = config["model"] if width is None else {**config["model"], "width": width}
+        return build_model(section, self.data(config).info)
+
+    def plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
+        """What the parameterization does to this model; the same plan for every seed and learning rate."""
+        name = json.dumps([*(config[part] for part in _PLANNED_FROM), config["optimizer"]["name"]], sort_keys=True)
+        if name not in self._plans:
+            self._plans[name] = self._make_plan(config, model)
+        return self._plans[name]
+
+    def _make_plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
+        choice = config["parameterization"]
+        relative = PARAMETERIZATIONS[choice["name"]].kind == "relative"
+        return plan(
+            model,
+            choice["name"],
+            base=config["base"] if relative else None,
+            optimizer=config["optimizer"]["name"],
+            factory=lambda width: self.model(config, width),
+            scale=choice["scale"],
+            form=choice["form"],
+            init=choice["init"],
+            hyperparameters=hyperparameters(config["hp"]),
+        )
+
+    def run(
+        self,
+        config: Mapping[str, Any],
+        metrics: Metrics | None = None,
+        *,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+    ) -> TrialRecord:
+        """Trains the model that the config describes.
+
+        Args:
+            metrics: called with the step and what was measured there.
+            checkpoint: file to write checkpoints to, and to go on from where `resume` is set.
+        """
+        started, cpu_started = time.monotonic(), time.process_time()
+        data, device = self.data(config), find_device(config["device"])
+        model = self.model(config)
+        planned = self.plan(config, model)
+        planned.apply(model)
+        model.to(device)
+        settings = {name: value for name, value in config["optimizer"].items() if name != "name"}
+        outcome = train(
+            model,
+            planned.make_optimizer(model, **settings),
+            data,
+            config,
+            clip=lambda max_norm: planned.clip_grad_norm_(model, max_norm),
+            metrics=metrics,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+        return TrialRecord(
+            key=trial_key(config, data.sha256),
+            config=config,
+            status=outcome.status,
+            train_loss=outcome.train_loss,
+            val_loss=outcome.val_loss,
+            steps=outcome.steps,
+            tokens=outcome.tokens,
+            seconds=time.monotonic() - started,
+            cpu_seconds=time.process_time() - cpu_started,
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            environment={**environment(), "device": _device_name(device), "data_sha256": data.sha256},
+            history=outcome.history,
+        )
+
+
+def run_trial(config: Mapping[str, Any], metrics: Metrics | None = None, **options: Any) -> TrialRecord:
+    """One trial on its own; see `Trials.run`. A sweep's workers keep a `Trials` instead."""
+    return Trials().run(config, metrics, **options)
+
+
+def hyperparameters(section: Mapping[str, Any]) -> dict[str, float]:
+    """The config's `hp` section as `parameterize` takes it: `{"lr": {"input": 8}}` becomes `{"lr.input": 8}`."""
+    flat: dict[str, float] = {}
+    for name, value in section.items():
+        flat.update({f"{name}.{role}": v for role, v in value.items()} if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def find_device(name: str) -> torch.device:
+    """Raises ConfigError where this machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"device={name} does not exist on this machine. Use auto, cpu or cuda.") from None
+    return device
+
+
+@functools.lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Where a number was made, for whoever cannot reproduce it."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from; None in an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, env={**os.environ, "LC_ALL": "C"})
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,150 @@
+"""A resolved config held against the schema: every key known, every value of its type, all of them together possible."""
+
+from __future__ import annotations
+
+import functools
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from mutransfer.errors import ConfigError, RuleError, nearest
+from mutransfer.rules.optimizers import OPTIMIZERS, find_optimizer
+from mutransfer.rules.table import find_table
+from mutransfer.rules.tables import PARAMETERIZATIONS
+from mutransfer.sweep import schema
+from mutransfer.sweep.models import DATA, MODELS
+
+SECTIONS: Mapping[str, type | Mapping[str, type]] = {
+    "model": MODELS,
+    "data": DATA,
+    "optimizer": dict.fromkeys(OPTIMIZERS, schema.AdamOptimizer) | {"sgd": schema.SGDOptimizer},
+    "parameterization": schema.Parameterization,
+    "hp": schema.Hyperparameters,
+    "train": schema.Train,
+    "precision": schema.PrecisionPolicy,
+    "engine": {"local": schema.LocalEngine},
+    "search": {"grid": schema.GridSearch},
+    "logger": {"none": schema.NoLogger, "wandb": schema.WandbLogger},
+}
+"""Section -> its dataclass, or one dataclass per `name` of the section."""
+
+ROOTS: Mapping[str, type] = {
+    "train": schema.TrainRoot,
+    "sweep": schema.SweepRoot,
+    "check": schema.CheckRoot,
+    "explain": schema.ExplainRoot,
+    "transfer": schema.TransferRoot,
+}
+
+
+def validate(root: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with every value in the type that its schema gives it, as JSON values.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known ones), a wrong type, or values that do not fit together.
+    """
+    own = {name: value for name, value in config.items() if name not in SECTIONS}
+    typed = _typed(ROOTS[root], "", json.dumps(own))
+    sections = {name: _section(name, value) for name, value in config.items() if name in SECTIONS}
+    checked = {**typed, **sections}
+    if "parameterization" in checked:
+        _check_together(checked)
+    return checked
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}={value}: it is a group of settings. Choose one of its options, or set {name}.KEY.")
+    kinds = SECTIONS[name]
+    if isinstance(kinds, Mapping):
+        kind = value.get("name")
+        if kind not in kinds:
+            raise ConfigError(f"There is no {name}.name={kind}.{nearest(str(kind), kinds)}")
+        kinds = kinds[kind]
+    return _typed(kinds, name, json.dumps(value))
+
+
+@functools.lru_cache(maxsize=4096)
+def _typed(kind: type, prefix: str, text: str) -> dict[str, Any]:
+    """Cached by the section's text: the points of a sweep share most of their sections."""
+    value = json.loads(text)
+    _refuse_unknown(kind, value, prefix)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), value)
+        OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{_key(prefix, error.full_key)} is missing: give it a value.") from None
+    except ConfigKeyError as error:
+        raise ConfigError(f"There is no config key {_key(prefix, error.full_key)!r}.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_key(prefix, error.full_key)}: {_explain(error)}") from None
+    typed = OmegaConf.to_container(merged, enum_to_str=True)
+    assert isinstance(typed, dict)
+    return {str(name): item for name, item in typed.items()}
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    reason = str(error).splitlines()[0].rstrip(".")
+    numeric = any(kind in reason for kind in ("Float", "Integer"))
+    return f"{reason}. Write a number, such as 64, 0.001 or 2**-10." if numeric else f"{reason}."
+
+
+def _refuse_unknown(kind: type, value: Mapping[str, Any], prefix: str) -> None:
+    types = typing.get_type_hints(kind)
+    for name, item in value.items():
+        if name not in types:
+            key, known = _key(prefix, name), [_key(prefix, known) for known in types]
+            raise ConfigError(f"There is no config key {key!r}.{nearest(key, known)}")
+        if is_dataclass(types[name]) and isinstance(item, Mapping):
+            _refuse_unknown(typing.cast(type, types[name]), item, _key(prefix, name))
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    table = find_table(config["parameterization"]["name"], PARAMETERIZATIONS)
+    optimizer = find_optimizer(config["optimizer"]["name"])
+    if optimizer.family not in table.families:
+        raise RuleError(
+            f"Parameterization {table.name!r} has no rule for optimizer {optimizer.name!r}; it is defined for: "
+            f"{', '.join(table.families)}. Choose one of those, or another parameterization."
+        )
+    if optimizer.decay == "none" and config["optimizer"]["weight_decay"] > 0:
+        raise RuleError(
+            f"No width law is known for weight decay inside {optimizer.name}'s gradient. Use optimizer=adamw, or "
+            "optimizer.weight_decay=0, or ask for it by name: optimizer.name=adam-l2."
+        )
+
+
+def _key(prefix: str, name: object) -> str:
+    return f"{prefix}.{name}" if prefix else str(name)
+
+
+@functools.lru_cache(maxsize=1)
+def numeric_keys() -> frozenset[str]:
+    """Every dotted key, of any model, data set or verb, that holds numbers: there arithmetic is allowed."""
+    keys = {key for root in ROOTS.values() for key in _numeric(root, "")}
+    for name, kinds in SECTIONS.items():
+        for kind in kinds.values() if isinstance(kinds, Mapping) else (kinds,):
+            keys |= set(_numeric(kind, name))
+    return frozenset(keys)
+
+
+def _numeric(kind: type, prefix: str) -> Iterator[str]:
+    types = typing.get_type_hints(kind)
+    for field in fields(kind):
+        annotation = types[field.name]
+        if is_dataclass(annotation):
+            yield from _numeric(typing.cast(type, annotation), _key(prefix, field.name))
+        elif {int, float} & {annotation, *typing.get_args(annotation)}:
+            yield _key(prefix, field.name)
+
+
+def choices(kind: type, name: str) -> list[str]:
+    """The values that an enumerated key may take, for help and completion."""
+    annotation = typing.get_type_hints(kind)[name]
+    return [member.name for member in annotation] if isinstance(annotation, type) and issubclass(annotation, Enum) else []

@@ -1,0 +1,184 @@
+"""Overrides mean what Hydra's grammar says, and every mistake in them is answered before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mutransfer.errors import ConfigError, MutransferError
+from mutransfer.rules.optimizers import OPTIMIZERS
+from mutransfer.rules.tables import PARAMETERIZATIONS
+from mutransfer.sweep.compose import Composer, config_dir, expand_numbers
+from mutransfer.sweep.points import expand
+from mutransfer.sweep.validate import ROOTS, SECTIONS, numeric_keys, validate
+
+
+@pytest.fixture
+def sweep() -> Composer:
+    return Composer("sweep")
+
+
+def fingerprint(config: object) -> str:
+    return "corpus"
+
+
+def test_the_grid_is_the_product_of_the_values(sweep: Composer) -> None:
+    configs = expand(sweep, ["model.width=32,64", "optimizer.lr=2**-9,2**-8", "parameterization=mup,sp"]).configs
+    found = {(c["model"]["width"], c["optimizer"]["lr"], c["parameterization"]["name"]) for c in configs}
+    assert found == {(w, lr, p) for w in (32, 64) for lr in (2**-9, 2**-8) for p in ("mup", "sp")}
+
+
+def test_hydras_own_functions_span_a_grid(sweep: Composer) -> None:
+    configs = expand(sweep, ["seed=range(0,3)", "optimizer.lr=choice(2**-2,2**-1)"]).configs
+    assert [(c["seed"], c["optimizer"]["lr"]) for c in configs] == [(s, lr) for s in (0, 1, 2) for lr in (0.25, 0.5)]
+
+
+def test_merging_into_one_composed_config_equals_composing_every_point(sweep: Composer) -> None:
+    overrides = ["model.width=32,64", "hp.lr.input=8", "optimizer.betas=[0.8,0.9]", "base=${model.width}"]
+    for point in sweep.points(overrides):
+        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+            theirs = OmegaConf.to_container(compose("sweep", overrides=point), resolve=True)
+        assert sweep.config(point) == theirs
+
+
+def test_the_base_follows_the_model_unless_it_is_given(sweep: Composer) -> None:
+    assert sweep.config(["model.base_width=16"])["base"] == 16
+    assert sweep.config(["model.base_width=16", "base=64"])["base"] == 64
+
+
+def test_points_that_are_written_twice_are_one(sweep: Composer) -> None:
+    assert len(expand(sweep, ["seed=0,1,1,0"]).points(fingerprint)) == 2
+
+
+def test_the_demo_shares_its_base_width_trials_and_fits_its_budget(sweep: Composer) -> None:
+    points = expand(sweep, ["experiment=demo"]).points(fingerprint)
+    trials = {point.key: point for point in points}
+    seconds = {32: 1.2, 64: 2, 128: 5, 256: 14}
+    assert sum(seconds[point.config["model"]["width"]] for point in trials.values()) <= 850
+    at_base = [p for p in points if p.config["model"]["width"] == 32 and p.config["hp"]["lr"]["input"] == 8]
+    assert {p.config["parameterization"]["name"] for p in at_base} == {"mup", "sp", "sp-embedding"}
+    assert len({p.key for p in at_base}) == len(at_base) / 3
+
+
+def test_an_override_replaces_that_key_in_every_grid(sweep: Composer) -> None:
+    configs = expand(sweep, ["experiment=demo", "parameterization=sp", "model.width=64"]).configs
+    assert {(c["parameterization"]["name"], c["model"]["width"]) for c in configs} == {("sp", 64)}
+
+
+def test_hundreds_of_points_are_composed_without_composing_each(
+    sweep: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("mutransfer.sweep.compose.compose", lambda *a, **k: calls.append(a) or compose(*a, **k))
+    expand(sweep, ["parameterization=mup,sp", "model.width=32,64", f"seed={','.join(map(str, range(50)))}"])
+    assert len(calls) <= 3
+
+
+def test_a_users_own_folder_adds_options_and_experiments(tmp_path: Path) -> None:
+    folder = tmp_path / "my configs"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nrun_dir: runs/mine\nseed: 7\n")
+    config = Composer("train", folder).config(["experiment=mine"])
+    assert (config["run_dir"], config["seed"]) == ("runs/mine", 7)
+    with pytest.raises(ConfigError, match="There is no experiment=mine"):
+        Composer("train").config(["experiment=mine"])
+    with pytest.raises(ConfigError, match="is not a folder"):
+        Composer("train", tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.widht=3"], "no config key 'model.widht'. Did you mean 'model.width'"),
+        (["lr=3"], "no config key 'lr'. Did you mean 'optimizer.lr'"),
+        (["modle=gpt"], "Did you mean 'model'"),
+        (["model=gtp"], "no model=gtp. Did you mean 'gpt'"),
+        (["optimizer=adamm"], "no optimizer=adamm. Did you mean 'adam"),
+        (["parameterization=mupp"], "no parameterization=mupp. Did you mean 'mup'"),
+        (["parameterization.name=mupp"], "no parameterization 'mupp'. Did you mean 'mup'"),
+        (["optimizer.name=adamm"], "no optimizer.name=adamm. Did you mean 'adam"),
+        (["+model.foo=1"], "no config key 'model.foo'"),
+        (["+foo=1"], "no config key 'foo'"),
+        (["++hp.lr.foo=1"], "no config key 'hp.lr.foo'"),
+        (["~model"], "cannot be removed"),
+        (["optimizer.lr=0"], "optimizer.lr=0.0: it must be greater than 0"),
+        (["optimizer.lr=-2**-3"], "optimizer.lr=-0.125: it must be greater than 0"),
+        (["optimizer.lr=fast"], "optimizer.lr: .*Write a number"),
+        (["optimizer.lr=2**"], "optimizer.lr: '2\\*\\*' is not a number"),
+        (["optimizer.lr=9**9**9"], "is not a number"),
+        (["optimizer.lr=__import__('os')"], "cannot be read"),
+        (["optimizer.lr="], "optimizer.lr: .*Write a number"),
+        (["optimizer.lr=${foo}"], "cannot be resolved"),
+        (["optimizer.betas=[0.9]"], "two numbers are needed"),
+        (["optimizer.weight_decay=-1"], "must not be negative"),
+        (["optimizer=adam", "optimizer.weight_decay=0.1"], "No width law is known"),
+        (["optimizer=sgd", "parameterization=sp-embedding"], "has no rule for optimizer 'sgd'"),
+        (["model.width=66"], "does not divide into heads"),
+        (["model.width=64.5"], "model.width: .*Write a number"),
+        (["train.schedule=cosin"], r"train.schedule: Invalid value 'cosin', expected one of \[cosine"),
+        (["train.warmup=2"], "between 0 and 1"),
+        (["train.schedule=wsd", "train.warmup=.6", "train.decay=.6"], "leave no steps"),
+        (["seed=-1"], "must not be negative"),
+        (["base=0"], "base=0: it must be greater than 0"),
+        (["seed=interval(0,1)"], "Write the values out"),
+        (["run_dir=a,b"], "cannot be swept"),
+        (["model"], "cannot be read"),
+        (["model.width=${model"], "cannot be read"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(sweep: Composer, overrides: list[str], message: str) -> None:
+    with pytest.raises(MutransferError, match=message) as caught:
+        expand(sweep, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_good_input_is_not_refused(sweep: Composer) -> None:
+    good = ["model=gpt", "model.width=64", "optimizer=sgd", "optimizer.lr=2**-3", "hp.lr={input: 8}", "train.clip_norm=null"]
+    config = expand(sweep, good).configs[0]
+    assert config["hp"]["lr"] == {"input": 8.0, "hidden": 1.0, "output": 1.0, "vector": 1.0, "scalar": 1.0}
+    assert config["train"]["clip_norm"] is None
+
+
+def test_arithmetic_is_for_numbers_only() -> None:
+    assert expand_numbers("run_dir=2024-01-02") == "run_dir=2024-01-02"
+    assert expand_numbers("optimizer.lr=1/4") == "optimizer.lr=0.25"
+    assert {"model.width", "optimizer.betas", "hp.lr.input", "widths", "train.clip_norm"} <= numeric_keys()
+
+
+def options() -> Iterator[tuple[str, str]]:
+    for group, names in Composer("sweep").groups().items():
+        yield from ((group, name) for name in names)
+
+
+@pytest.mark.parametrize(("group", "option"), list(options()))
+def test_every_option_of_every_group_composes_and_fits_its_schema(group: str, option: str) -> None:
+    given = [f"{group}={option}"]
+    if group == "model" and option in ("hf", "factory"):
+        given.append({"hf": "model.path=gpt2", "factory": "model.path=package.module:make"}[option])
+    data = yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text())
+    missing = [f"{group}.{key}=x" for key, value in data.items() if value == "???" and key != "path"]
+    expand(Composer("sweep"), [*given, *missing])
+
+
+@pytest.mark.parametrize("root", list(ROOTS))
+def test_every_root_composes_and_fits_its_schema(root: str) -> None:
+    validate(root, Composer(root).config([]))
+
+
+@pytest.mark.parametrize("root", ["train", "check", "explain"])
+def test_an_experiment_serves_every_verb(root: str) -> None:
+    config = validate(root, Composer(root).config(["experiment=demo"]))
+    assert config["hp"]["lr"]["input"] == 8
+    assert "search" not in config
+
+
+def test_groups_offer_what_the_registries_hold() -> None:
+    groups = Composer("sweep").groups()
+    assert set(groups["parameterization"]) == set(PARAMETERIZATIONS)
+    assert set(groups["optimizer"]) <= set(OPTIMIZERS)
+    assert set(groups) - {"experiment"} <= set(SECTIONS)

@@ -1,0 +1,161 @@
+"""The store keeps what has finished, hands each trial to one worker, and explains whatever is wrong with its file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mutransfer.errors import RunError
+from mutransfer.records import TrialRecord
+from mutransfer.sweep.key import Point
+from mutransfer.sweep.store import FILE_NAME, Store
+
+Points = Callable[[int], list[Point]]
+
+
+def done(point: Point, **values: Any) -> TrialRecord:
+    return TrialRecord(key=point.key, config=point.config, status="done", val_loss=2.0, **values)
+
+
+def test_a_trial_is_leased_to_one_worker_at_a_time(tmp_path: Path, points: Points) -> None:
+    with Store.create(tmp_path) as store, Store.open(tmp_path) as other:
+        store.add("sweep", points(1))
+        assert store.claim("sweep", "a", lease=60) is not None
+        assert other.claim("sweep", "b", lease=60) is None
+
+
+def test_an_expired_lease_goes_to_another_and_the_late_result_is_dropped(tmp_path: Path, points: Points) -> None:
+    (point,) = points(1)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=-1)
+        assert store.claim("sweep", "b", lease=60) is not None
+        assert not store.renew(point.key, "a", lease=60)
+        assert not store.finish("a", done(point))
+        assert store.finish("b", done(point))
+
+
+def test_a_renewed_lease_holds(tmp_path: Path, points: Points) -> None:
+    (point,) = points(1)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=-1)
+        assert store.renew(point.key, "a", lease=60)
+        assert store.claim("sweep", "b", lease=60) is None
+
+
+def test_a_finished_trial_is_never_changed(tmp_path: Path, points: Points) -> None:
+    (point,) = points(1)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=60)
+        store.finish("a", done(point, steps=1))
+        assert not store.finish("a", done(point, steps=2))
+        store.add("another sweep", [point])
+        assert store.claim("another sweep", "a", lease=60) is None
+        assert store.record(point.key).steps == 1
+
+
+def test_being_interrupted_does_not_count_as_a_death(tmp_path: Path, points: Points) -> None:
+    with Store.create(tmp_path) as store:
+        store.add("sweep", points(1))
+        for _ in range(5):
+            assert store.claim("sweep", "a", lease=60) is not None
+            store.release("a")
+        for _ in range(3):
+            assert store.claim("sweep", "a", lease=60) is not None
+            store.crashed("a")
+        assert store.claim("sweep", "a", lease=60) is None
+        assert store.counts("sweep").failed == 1
+
+
+def test_what_a_dead_process_held_is_given_back_and_what_a_live_one_holds_is_not(
+    tmp_path: Path, points: Points
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with Store.create(tmp_path) as store:
+        store.add("sweep", points(3))
+        for pid in (gone.pid, os.getpid()):
+            store.claim("sweep", f"{socket.gethostname()}:{pid}", lease=60)
+        store.claim("sweep", "another machine:1", lease=60)
+        store.release_dead()
+        counts = store.counts("sweep")
+    assert (counts.pending, counts.running) == (1, 2)
+
+
+def test_a_shared_trial_is_listed_for_each_parameterization(tmp_path: Path, config: Callable[..., dict]) -> None:
+    names = ("mup", "sp")
+    mup, sp = (Point.of(config(**{"parameterization.name": name}), "corpus") for name in names)
+    with Store.create(tmp_path) as store:
+        store.add("first", [mup])
+        store.add("second", [sp])
+        store.claim("first", "a", lease=60)
+        store.finish("a", done(mup))
+        records = store.records()
+        assert {record.config["parameterization"]["name"] for record in records} == set(names)
+        assert [record.config["parameterization"]["name"] for record in store.records("second")] == ["sp"]
+        assert store.counts("second").finished == 1
+
+
+def test_another_corpus_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    with Store.create(tmp_path) as store:
+        store.pin_data({"name": "stdlib"}, "a" * 64)
+        store.pin_data({"name": "stdlib"}, "a" * 64)
+        store.pin_data({"name": "digits"}, "b" * 64)
+        with pytest.raises(RunError, match=r"another corpus .*aaaaaaaaaaaa, now bbbbbbbbbbbb"):
+            store.pin_data({"name": "stdlib"}, "b" * 64)
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        Store.open(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=f"is not a run directory: it has no {FILE_NAME}"):
+        Store.open(tmp_path)
+
+
+def test_a_half_written_store_is_explained_and_a_sweep_can_go_on_with_it(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    with pytest.raises(RunError, match="half-written"):
+        Store.open(tmp_path)
+    Store.create(tmp_path).close()
+    Store.open(tmp_path).close()
+
+
+@pytest.mark.parametrize("keep", [100, 5000])
+def test_a_damaged_store_is_explained(tmp_path: Path, points: Points, keep: int) -> None:
+    with Store.create(tmp_path) as store:
+        store.add("sweep", points(40))
+    file = tmp_path / FILE_NAME
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(RunError, match=r"damaged|half-written"), Store.open(tmp_path) as store:
+        store.counts("sweep")
+    file.write_text("these are somebody's notes, and they are longer than the header of a data base would be. " * 3)
+    with pytest.raises(RunError, match="not a sweep store"):
+        Store.create(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_or_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"Cannot make .*Choose another run_dir"):
+        Store.create(tmp_path / "file" / "run")
+    (tmp_path / "run" / FILE_NAME).mkdir(parents=True)
+    with pytest.raises(RunError, match="No permission to write"):
+        Store.create(tmp_path / "run")
+
+
+def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Points) -> None:
+    with Store.create(tmp_path) as store:
+        store.add("sweep", points(1))
+        (pages,) = store._read("PRAGMA page_count")[0]
+        store._read(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(RunError, match="is full"):
+            store.add("sweep", points(300))
+        assert store.counts("sweep").total == 1
