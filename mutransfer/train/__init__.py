@@ -1,0 +1,1 @@
+"""Trains: reference models, data that needs no download, one plain loop."""
