@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that 2 cores run 2 workers, and hand-written models importable as `toy_models`."""
+"""Shared by all tests: one thread each, and hand-written models importable as `toy_models`."""
 
 from __future__ import annotations
 

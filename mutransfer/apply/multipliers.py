@@ -38,13 +38,13 @@ class ScaledLinear(Scaled):
             scaled: Tensor = functional.linear(input * self.weight_multiplier, self.weight, self.bias)
             return scaled
         out: Tensor = functional.linear(input, self.weight) * self.weight_multiplier
-        return out if self.bias is None else out + self.bias  # type: ignore[no-any-return]
+        return out if self.bias is None else out + self.bias
 
 
 class ScaledEmbedding(Scaled):
     def forward(self: Any, input: Tensor) -> Tensor:
-        rows: Tensor = nn.Embedding.forward(self, input)
-        return rows * self.weight_multiplier
+        rows: Tensor = nn.Embedding.forward(self, input) * self.weight_multiplier
+        return rows
 
 
 class ScaledConv(Scaled):

@@ -16,10 +16,11 @@ from torch import nn
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
 from mutransfer.planning.data import PlanData
-from mutransfer.planning.laws import Law, estimate, read_laws
+from mutransfer.planning.laws import Law, estimate, fits, parameters_of, read_defaults, read_laws
 from mutransfer.planning.rebuild import Build, HeadScaling
 from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
 
+Laws = dict[str, Law]
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
 
 
@@ -70,7 +71,7 @@ def read_base(
         return _from_config(model, base, scale, need_laws)
     if isinstance(base, nn.Module):
         return _from_module(model, base, need_laws)
-    return _from_file(model, Path(base))
+    return _from_file(model, Path(base), need_laws)
 
 
 def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadScaling, need_laws: bool) -> Base:
@@ -114,14 +115,32 @@ def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
             "sizes are widths. Give factory= (a function from width to model) with base= as a width."
         )
     dims = compare(shapes, base_shapes)
-    laws, own = _estimated(base), _estimated(model)
-    if need_laws and (not laws or not own):
+    if not need_laws:
+        return Base(dims, {}, {}, lambda: base, None, words)
+    if any(p.is_meta for module in (base, model) for p in module.parameters()):
         raise ShapeError(
             "Base or model is on the meta device and cannot be built again, so its init is unknown. Give factory= "
             "(a function from width to model), a base with real weights, or init='table'."
         )
-    snapped = {name: _snapped(name, own[name], laws[name], dims[name]) for name in own} if own and laws else {}
-    return Base(dims, laws, snapped, lambda: base, None, words)
+    laws, own = _laws_of_two(base, model, dims)
+    return Base(dims, laws, own, lambda: base, None, words)
+
+
+def _laws_of_two(base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[Dim]]) -> tuple[Laws, Laws]:
+    """The init laws of two fresh models that cannot be built again: each layer's own default where both models' values
+    fit it, else what the values show."""
+    defaults = read_defaults(base), read_defaults(model)
+    values = parameters_of(base), parameters_of(model)
+    laws: Laws = {}
+    own: Laws = {}
+    for name in values[1]:
+        pair = [law[name] for law in defaults if name in law]
+        if len(pair) == 2 and all(fits(law, value[name]) for law, value in zip(pair, values, strict=True)):
+            laws[name], own[name] = pair
+        else:
+            laws[name] = estimate(values[0][name])
+            own[name] = _snapped(name, estimate(values[1][name]), laws[name], dims[name])
+    return laws, own
 
 
 def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: bool) -> Base:
@@ -132,7 +151,7 @@ def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: 
     return _rebuilt(shapes_of(model), shapes_of(base), probes, make_base, make_model, words, need_laws)
 
 
-def _from_file(model: nn.Module, path: Path) -> Base:
+def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
     saved = PlanData.load(path)
     shapes = shapes_of(model)
     base_shapes = {name: line.base_shape for line in saved for name in (line.name, *line.aliases)}
@@ -144,20 +163,19 @@ def _from_file(model: nn.Module, path: Path) -> Base:
         )
         for name, row in compare(shapes, base_shapes).items()
     }
+    if not need_laws:
+        return Base(dims, {}, {}, None, saved.base_scales, f"of {path.name}")
     laws = {name: line.base_law for name, line in growing.items()}
-    own = _estimated(model)
-    if not own:
+    values, defaults = parameters_of(model), read_defaults(model)
+    if any(p.is_meta for p in values.values()):
         raise ShapeError("The model is on the meta device and its init is unknown: give base= as a width, or factory=.")
-    snapped = {name: _snapped(name, own[name], laws[name], dims[name]) for name in own}
-    return Base(dims, laws, snapped, None, saved.base_scales, f"of {path.name}")
-
-
-def _estimated(model: nn.Module) -> dict[str, Law]:
-    """The laws by the tensors' own values; empty where they have none."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if any(p.is_meta for p in parameters.values()):
-        return {}
-    return {name: estimate(p) for name, p in parameters.items()}
+    own = {}
+    for name, value in values.items():
+        if name in defaults and fits(defaults[name], value):
+            own[name] = defaults[name]
+        else:
+            own[name] = _snapped(name, estimate(value), laws[name], dims[name])
+    return Base(dims, laws, own, None, saved.base_scales, f"of {path.name}")
 
 
 def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:

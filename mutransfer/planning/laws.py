@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -194,6 +195,28 @@ def read_laws(build: Callable[[], nn.Module]) -> dict[str, Law]:
     return laws
 
 
+def read_defaults(model: nn.Module) -> dict[str, Law]:
+    """The laws that the layers' own `reset_parameters` would fill the model's parameters by, where they have one.
+
+    Runs them on fake copies, children before their parents, as constructors do; the model is untouched.
+    """
+    with untouched_rng(), FakeTensorMode(allow_non_fake_inputs=True), Recorder() as recorder:
+        tensors = [*model.parameters(), *model.buffers()]
+        memo: dict[int, Any] = {id(t): _blank(t) for t in tensors}
+        copied = copy.deepcopy(model, memo)
+        for module in reversed(list(copied.modules())):
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+        laws = _collect(copied, recorder)
+    return {name: law for name, law in laws.items() if law.kind != "random"}
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    blank = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(blank, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else blank
+
+
 def _collect(model: nn.Module, recorder: Recorder) -> dict[str, Law]:
     return {name: recorder.law(p) for name, p in model.named_parameters(remove_duplicate=False)}
 
@@ -205,6 +228,31 @@ def _measured(build: Callable[[], nn.Module], names: list[str]) -> dict[str, Law
         for name in names:
             pooled[name].append(parameters[name].detach().double().flatten())
     return {name: estimate(torch.cat(values)) for name, values in pooled.items()}
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+FIT_Z = 6.0
+"""How many standard errors a fresh tensor may lie from its law: a model of 150 tensors stays clear of 3."""
+FIT_RATIO = 1.2
+"""And by which factor it must be off as well: small deviations of large tensors matter to nobody."""
+
+
+def fits(law: Law, tensor: Tensor) -> bool:
+    """Whether a tensor's mean and std are those of a fresh draw by the law."""
+    values, n = tensor.detach().double(), tensor.numel()
+    if n == 0 or tensor.is_meta:
+        return True
+    if law.kind == "constant":
+        deviation = 0.0 if math.isnan(law.mean) else float((values - law.mean).abs().max())
+        return deviation <= 1e-6 * max(1.0, abs(law.mean))
+    off_mean = abs(float(values.mean()) - law.mean) / law.std
+    ratio = float(values.std(correction=0)) / law.std if n > 1 else 1.0
+    wrong_std = abs(ratio - 1) * math.sqrt(2 * n) > FIT_Z and not 1 / FIT_RATIO < ratio < FIT_RATIO
+    wrong_mean = off_mean * math.sqrt(n) > FIT_Z and off_mean > FIT_RATIO - 1
+    return not (wrong_std or wrong_mean)
 
 
 def estimate(values: Tensor) -> Law:

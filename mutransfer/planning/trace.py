@@ -190,7 +190,8 @@ class _Tracer(TorchDispatchMode):
         """A copy of a parameter, or one times a number or another parameter of its shape, stands for it."""
         whole = [i for i, layout in labelled.items() if layout and results and held[i].shape == results[0].shape]
         others = [t for i, t in held.items() if i not in whole[:1]]
-        derived = all(self._layout(t) is not None or t.ndim == 0 for t in others)
+        scales = name.rstrip("_") in ("mul", "div")
+        derived = all(self._layout(t) is not None or (scales and t.ndim == 0) for t in others)
         if name.rstrip("_") not in _COPIES or not whole or not derived:
             return False
         source = labelled[whole[0]]
