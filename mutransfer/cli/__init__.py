@@ -1,4 +1,4 @@
-"""The command line: `mutransfer explain | check | train | sweep | transfer`. Imports torch only where a verb needs it."""
+"""The command line: `mutransfer explain | check | train | sweep | transfer`. Only the verbs import torch."""
 
 from mutransfer.cli.dispatch import main
 

@@ -69,5 +69,7 @@ def _take_flag(verb: str, word: str, rest: Iterator[str], arguments: Arguments) 
 def _value_of(flag: str, rest: Iterator[str]) -> str:
     value = next(rest, None)
     if value is None:
-        raise ConfigError(f"{flag} needs a value, as in `{flag} {'model.width=1024' if flag == '--target' else 'DIR'}`.")
+        raise ConfigError(
+            f"{flag} needs a value, as in `{flag} {'model.width=1024' if flag == '--target' else 'DIR'}`."
+        )
     return value

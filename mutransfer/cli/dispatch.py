@@ -71,7 +71,9 @@ def _run_verb(verb: str, words: list[str]) -> int:
         word = parsed.positional[0]
         raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that model.path=my_code:make finds the user's own module, as `python -m` does
+        sys.path.insert(
+            0, os.getcwd()
+        )  # so that model.path=my_code:make finds the user's own module, as `python -m` does
     module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
     code: int = module.run(composer, parsed)
     return code

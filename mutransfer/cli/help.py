@@ -32,24 +32,26 @@ def general() -> str:
     """`mutransfer --help`."""
     verbs = [f"  {verb:<10}{what}" for verb, what in VERBS.items()]
     examples = [f"  {example}" for verb in EXAMPLES for example in EXAMPLES[verb]]
-    return "\n".join([
-        "mutransfer: tune hyperparameters on a small model, use them on a large one (muP and its relatives).",
-        "",
-        "usage: mutransfer VERB [flags] [key=value ...]",
-        "",
-        "verbs:",
-        *verbs,
-        "",
-        "examples:",
-        *examples,
-        "",
-        "flags:",
-        "  --help              show this help; `mutransfer VERB --help` lists every option of a verb",
-        "  --version           show the version",
-        "",
-        'tab completion:  eval "$(mutransfer completion bash)"    (also: zsh, fish)',
-        "exit codes:      0 pass or done, 1 fail, 2 bad input, 3 undecided",
-    ])
+    return "\n".join(
+        [
+            "mutransfer: tune hyperparameters on a small model, use them on a large one (muP and its relatives).",
+            "",
+            "usage: mutransfer VERB [flags] [key=value ...]",
+            "",
+            "verbs:",
+            *verbs,
+            "",
+            "examples:",
+            *examples,
+            "",
+            "flags:",
+            "  --help              show this help; `mutransfer VERB --help` lists every option of a verb",
+            "  --version           show the version",
+            "",
+            'tab completion:  eval "$(mutransfer completion bash)"    (also: zsh, fish)',
+            "exit codes:      0 pass or done, 1 fail, 2 bad input, 3 undecided",
+        ]
+    )
 
 
 def of_verb(composer: Composer, overrides: Sequence[str]) -> str:
@@ -58,22 +60,24 @@ def of_verb(composer: Composer, overrides: Sequence[str]) -> str:
     flags = {**FLAGS, **(TRANSFER_FLAGS if verb == "transfer" else {})}
     usage = f"usage: mutransfer {verb} {'RUN_DIR ' if verb == 'transfer' else ''}[flags] [key=value ...]"
     config = composer.config(overrides)
-    return "\n".join([
-        f"mutransfer {verb}: {VERBS[verb]}",
-        "",
-        usage,
-        *([_NOTES[verb]] if verb in _NOTES else []),
-        "",
-        "examples:",
-        *(f"  {example}" for example in EXAMPLES[verb]),
-        "",
-        "flags:",
-        *(f"  {flag:<14}{what}" for flag, what in flags.items()),
-        *_groups(composer, config),
-        "",
-        "keys and their values here (a number may be an expression, such as 2**-10):",
-        *_keys(config),
-    ])
+    return "\n".join(
+        [
+            f"mutransfer {verb}: {VERBS[verb]}",
+            "",
+            usage,
+            *([_NOTES[verb]] if verb in _NOTES else []),
+            "",
+            "examples:",
+            *(f"  {example}" for example in EXAMPLES[verb]),
+            "",
+            "flags:",
+            *(f"  {flag:<14}{what}" for flag, what in flags.items()),
+            *_groups(composer, config),
+            "",
+            "keys and their values here (a number may be an expression, such as 2**-10):",
+            *_keys(config),
+        ]
+    )
 
 
 def _groups(composer: Composer, config: dict[str, object]) -> list[str]:

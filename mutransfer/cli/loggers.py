@@ -55,11 +55,12 @@ class WandbLogger:
     def start(self, name: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        settings = self._settings
+        settings: Any = self._settings
+        mode: Any = self._mode
         Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
-                mode=self._mode,
+                mode=mode,
                 name=name,
                 config=dict(config),
                 project=settings["project"],

@@ -50,24 +50,28 @@ class SweepProgress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, counts: Counts, new: Sequence[TrialRecord]) -> None:
         if self._start is None:
             self._start = (self._clock(), counts.share)
-            new = () if counts.unfinished else new
             self._announce(counts)
         if self._live is not None:
             self._update(counts, bool(new))
-        else:
-            for record in new:
-                self._console.print(f"[{counts.finished}/{counts.total}] {describe(record)}", highlight=False, markup=False)
+            return
+        for number, record in enumerate(new, counts.finished - len(new) + 1):
+            self._say(f"[{number}/{counts.total}] {describe(record)}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _announce(self, counts: Counts) -> None:
         known = f", {counts.finished} of them finished before" if counts.finished else ""
-        self._console.print(f"{counts.total} trials{known}.", highlight=False)
+        self._say(f"{counts.total} trials{known}.")
 
     def _update(self, counts: Counts, changed: bool) -> None:
         """Redraws when a trial has finished, and else twice a second: drawing takes time from the trials."""

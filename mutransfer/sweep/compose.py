@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra import __version__ as hydra_version
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -183,7 +183,7 @@ def _holds(config: DictConfig, key: str) -> bool:
     node: Any = config
     for parent in parents:
         node = node.get(parent) if isinstance(node, DictConfig) and parent in node else None
-    return isinstance(node, DictConfig) and leaf in node.keys()
+    return isinstance(node, DictConfig) and leaf in node
 
 
 def _version_base() -> dict[str, str]:

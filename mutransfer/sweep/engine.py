@@ -53,7 +53,9 @@ class LocalEngine:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"engine.workers={self.workers}: at least one worker is needed, or null for one per core.")
+            raise ConfigError(
+                f"engine.workers={self.workers}: at least one worker is needed, or null for one per core."
+            )
         if self.threads < 1:
             raise ConfigError(f"engine.threads={self.threads}: a worker needs at least one thread.")
         if self.lease < 1:
@@ -63,7 +65,7 @@ class LocalEngine:
         """Runs what is not finished of these points and gives back the records of all of them.
 
         Args:
-            watch: called about ten times a second with the counts and the records that are new since the last call.
+            watch: called about ten times a second with the counts and the records that have come in since the last call.
 
         Raises:
             RunError: no worker can start, or the store cannot be written.
@@ -73,15 +75,15 @@ class LocalEngine:
         store.add(sweep, points)
         if self.retry_failed:
             store.retry_failed(sweep)
+        known = set(store.finished_keys(sweep))
         with self._pool(store.path.parent, sweep, min(self._size(), store.counts(sweep).unfinished)) as pool:
-            self._wait(pool, store, sweep, watch)
+            self._wait(pool, store, sweep, known, watch)
         return store.records(sweep)
 
     def _size(self) -> int:
         return self.workers or len(self.gpus) or _cores()
 
-    def _wait(self, pool: list[_Worker], store: Store, sweep: str, watch: Watch | None) -> None:
-        seen: set[str] = set()
+    def _wait(self, pool: list[_Worker], store: Store, sweep: str, seen: set[str], watch: Watch | None) -> None:
         while True:
             keys = store.finished_keys(sweep)
             new = [store.record(key) for key in keys if key not in seen]
@@ -97,8 +99,10 @@ class LocalEngine:
 
     @contextlib.contextmanager
     def _pool(self, run_dir: Path, sweep: str, size: int) -> Iterator[list[_Worker]]:
-        pool = [_Worker(self._command(run_dir, sweep), self._environment(slot), run_dir / "logs" / f"worker-{slot}.log")
-                for slot in range(size)]
+        pool = [
+            _Worker(self._command(run_dir, sweep), self._environment(slot), run_dir / "logs" / f"worker-{slot}.log")
+            for slot in range(size)
+        ]
         try:
             for worker in pool:
                 worker.start()
@@ -178,7 +182,8 @@ class _Worker:
             self._process.wait()
 
     def _close_stdin(self) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 

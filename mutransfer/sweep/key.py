@@ -55,9 +55,7 @@ def trial_key(config: Mapping[str, Any], data_sha256: str) -> str:
     return _digest({"config": physics, "data": data_sha256})
 
 
-def is_at_base(
-    config: Mapping[str, Any], tables: Mapping[str, Parameterization] = PARAMETERIZATIONS
-) -> bool:
+def is_at_base(config: Mapping[str, Any], tables: Mapping[str, Parameterization] = PARAMETERIZATIONS) -> bool:
     """Whether the model is its own base, under a table whose cells are ratios to a base."""
     relative = tables[config["parameterization"]["name"]].kind == "relative"
     return relative and config["base"] == config["model"]["width"]

@@ -1,12 +1,15 @@
-"""What a model and a data section may say, without importing torch: mistakes are answered before it is loaded."""
+"""What a model and a data section may say, without importing torch: mistakes are answered before it is loaded.
+
+Sizes that the data decides (vocabulary, classes, input shape) are not here; the model takes them from the data.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from mutransfer.sweep.schema import positive, require
+from mutransfer.sweep.schema import fraction, positive, require
 
 
 class Positions(Enum):
@@ -14,55 +17,100 @@ class Positions(Enum):
     rotary = 2
 
 
-class Activation(Enum):
+class GPTActivation(Enum):
     gelu = 1
     swiglu = 2
 
 
+class MLPActivation(Enum):
+    relu = 1
+    gelu = 2
+    tanh = 3
+
+
+class Norm(Enum):
+    layernorm = 1
+    rmsnorm = 2
+
+
 @dataclass
-class MLP:
+class Model:
+    """What every model has: a width, and the width at which its hyperparameters hold."""
+
     name: str
     width: int
-    depth: int
     base_width: int
 
     def __post_init__(self) -> None:
-        positive("model", width=self.width, depth=self.depth, base_width=self.base_width)
+        positive("model", width=self.width, base_width=self.base_width)
 
 
 @dataclass
-class GPT:
-    name: str
-    width: int
+class MLP(Model):
     depth: int
-    base_width: int
-    head_dim: int
-    kv_heads: int | None
+    activation: MLPActivation
+    bias: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("model", depth=self.depth)
+
+
+@dataclass
+class GPT(Model):
+    depth: int
+    head_dim: int | None
+    n_heads: int | None
+    kv_groups: int
+    mlp_ratio: float
     positions: Positions
-    activation: Activation
+    activation: GPTActivation
+    norm: Norm
     tied: bool
+    bias: bool
+    embedding_std: float
+    dropout: float
 
     def __post_init__(self) -> None:
-        positive("model", width=self.width, depth=self.depth, base_width=self.base_width, head_dim=self.head_dim)
-        divides_into_heads(self.width, self.head_dim)
+        super().__post_init__()
+        positive("model", depth=self.depth, kv_groups=self.kv_groups, mlp_ratio=self.mlp_ratio)
+        positive("model", embedding_std=self.embedding_std)
+        fraction("model", dropout=self.dropout)
+        divides_into_heads(self.width, self.head_dim, self.n_heads)
 
 
-def divides_into_heads(width: int, head_dim: int) -> None:
-    require(
-        width % head_dim == 0,
-        f"model.width={width} does not divide into heads of model.head_dim={head_dim}. "
-        f"Choose a multiple of {head_dim}, such as {max(1, round(width / head_dim)) * head_dim}.",
-    )
+def divides_into_heads(width: int, head_dim: int | None, n_heads: int | None) -> None:
+    """Raises ConfigError unless the width is a whole number of heads, given by their size or by their number."""
+    exactly_one = (head_dim is None) != (n_heads is None)
+    require(exactly_one, "Give exactly one of model.head_dim and model.n_heads, and the other as null.")
+    name, part = ("head_dim", head_dim) if head_dim is not None else ("n_heads", n_heads)
+    positive("model", **{name: part})
+    part = part or 1
+    fits = max(1, round(width / part)) * part
+    require(width % part == 0, f"model.width={width} must be a multiple of model.{name}={part}, such as {fits}.")
 
 
-MODELS: dict[str, type] = {"mlp": MLP, "gpt": GPT}
+MODELS: Mapping[str, type] = {"mlp": MLP, "gpt": GPT}
 
 
 @dataclass
-class Stdlib:
+class Data:
+    """What every data set has."""
+
     name: str
     batch_size: int
+
+    def __post_init__(self) -> None:
+        positive("data", batch_size=self.batch_size)
+
+
+@dataclass
+class Tokens(Data):
     seq_len: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("data", seq_len=self.seq_len)
 
-DATA: dict[str, type] = {"stdlib": Stdlib}
+
+DATA: Mapping[str, type] = {"stdlib": Tokens}

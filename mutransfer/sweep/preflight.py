@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from mutransfer.sweep.trial import Trials, find_device
+from mutransfer.sweep.trial import Trials
+from mutransfer.train.device import find_device
 
 _trials = Trials()
 

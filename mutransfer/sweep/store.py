@@ -151,8 +151,9 @@ class Store:
             (known,) = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if known != sha256:
             raise RunError(
-                f"{self.path.parent} holds trials of another corpus (sha256 {known[:12]}, now {sha256[:12]}; the standard "
-                "library differs between Python versions), and their losses cannot be compared. Choose another run_dir."
+                f"{self.path.parent} holds trials of another corpus (sha256 {known[:12]}, now {sha256[:12]}; the "
+                "standard library differs between Python versions), and their losses cannot be compared. "
+                "Choose another run_dir."
             )
 
     def claim(self, sweep: str, worker: str, lease: float) -> Claim | None:
@@ -344,7 +345,9 @@ def _readable_errors(path: Path) -> Iterator[None]:
 def _explain(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
     if "full" in text:
-        return f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
+        return (
+            f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
+        )
     if "readonly" in text or "unable to open" in text:
         return f"No permission to write {path}. Choose another run_dir, or change its permissions."
     if "not a database" in text or "malformed" in text:

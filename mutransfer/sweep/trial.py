@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from mutransfer.convert import Plan, plan
-from mutransfer.errors import ConfigError
 from mutransfer.records import TrialRecord
-from mutransfer.rules.tables import PARAMETERIZATIONS
-from mutransfer.sweep.key import trial_key
-from mutransfer.train.data import Data, build_data
+from mutransfer.sweep.key import TRIAL_SECTIONS, trial_key
+from mutransfer.train.data.protocol import Data
+from mutransfer.train.data.registry import build_data
+from mutransfer.train.device import find_device
 from mutransfer.train.loop import train
 from mutransfer.train.models import build_model
 
@@ -43,7 +43,7 @@ class Trials:
         self._plans: dict[str, Plan] = {}
 
     def data(self, config: Mapping[str, Any]) -> Data:
-        name = json.dumps([config["data"], config["model"]], sort_keys=True)
+        name = json.dumps([config["data"], config["model"]["name"]], sort_keys=True)
         if name not in self._data:
             self._data[name] = build_data(config["data"], config["model"])
         return self._data[name]
@@ -63,11 +63,10 @@ class Trials:
 
     def _make_plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         choice = config["parameterization"]
-        relative = PARAMETERIZATIONS[choice["name"]].kind == "relative"
         return plan(
             model,
             choice["name"],
-            base=config["base"] if relative else None,
+            base=config["base"],
             optimizer=config["optimizer"]["name"],
             factory=lambda width: self.model(config, width),
             scale=choice["scale"],
@@ -76,11 +75,12 @@ class Trials:
             hyperparameters=hyperparameters(config["hp"]),
         )
 
-    def run(
+    def __call__(
         self,
         config: Mapping[str, Any],
         metrics: Metrics | None = None,
         *,
+        progress: Callable[[int, int], None] | None = None,
         checkpoint: Path | None = None,
         resume: bool = False,
     ) -> TrialRecord:
@@ -88,6 +88,7 @@ class Trials:
 
         Args:
             metrics: called with the step and what was measured there.
+            progress: called with the steps done and all steps.
             checkpoint: file to write checkpoints to, and to go on from where `resume` is set.
         """
         started, cpu_started = time.monotonic(), time.process_time()
@@ -96,6 +97,7 @@ class Trials:
         planned = self.plan(config, model)
         planned.apply(model)
         model.to(device)
+        torch.manual_seed(config["seed"])  # planning draws too, and only where the plan is not known yet
         settings = {name: value for name, value in config["optimizer"].items() if name != "name"}
         outcome = train(
             model,
@@ -104,12 +106,13 @@ class Trials:
             config,
             clip=lambda max_norm: planned.clip_grad_norm_(model, max_norm),
             metrics=metrics,
+            progress=progress,
             checkpoint=checkpoint,
             resume=resume,
         )
         return TrialRecord(
             key=trial_key(config, data.sha256),
-            config=config,
+            config={name: config[name] for name in (*TRIAL_SECTIONS, "device")},
             status=outcome.status,
             train_loss=outcome.train_loss,
             val_loss=outcome.val_loss,
@@ -124,8 +127,8 @@ class Trials:
 
 
 def run_trial(config: Mapping[str, Any], metrics: Metrics | None = None, **options: Any) -> TrialRecord:
-    """One trial on its own; see `Trials.run`. A sweep's workers keep a `Trials` instead."""
-    return Trials().run(config, metrics, **options)
+    """One trial on its own; see `Trials`. A sweep's workers keep a `Trials` instead."""
+    return Trials()(config, metrics, **options)
 
 
 def hyperparameters(section: Mapping[str, Any]) -> dict[str, float]:
@@ -134,18 +137,6 @@ def hyperparameters(section: Mapping[str, Any]) -> dict[str, float]:
     for name, value in section.items():
         flat.update({f"{name}.{role}": v for role, v in value.items()} if isinstance(value, Mapping) else {name: value})
     return flat
-
-
-def find_device(name: str) -> torch.device:
-    """Raises ConfigError where this machine has no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"device={name} does not exist on this machine. Use auto, cpu or cuda.") from None
-    return device
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""A resolved config held against the schema: every key known, every value of its type, all of them together possible."""
+"""A resolved config held against the schema: every key known, every value of its type, and all of them possible."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _section(name: str, value: Any) -> dict[str, Any]:
         raise ConfigError(f"{name}={value}: it is a group of settings. Choose one of its options, or set {name}.KEY.")
     kinds = SECTIONS[name]
     if isinstance(kinds, Mapping):
-        kind = value.get("name")
+        kind = str(value.get("name"))
         if kind not in kinds:
-            raise ConfigError(f"There is no {name}.name={kind}.{nearest(str(kind), kinds)}")
+            raise ConfigError(f"There is no {name}.name={kind}.{nearest(kind, kinds)}")
         kinds = kinds[kind]
     return _typed(kinds, name, json.dumps(value))
 
@@ -147,4 +147,6 @@ def _numeric(kind: type, prefix: str) -> Iterator[str]:
 def choices(kind: type, name: str) -> list[str]:
     """The values that an enumerated key may take, for help and completion."""
     annotation = typing.get_type_hints(kind)[name]
-    return [member.name for member in annotation] if isinstance(annotation, type) and issubclass(annotation, Enum) else []
+    return (
+        [member.name for member in annotation] if isinstance(annotation, type) and issubclass(annotation, Enum) else []
+    )

@@ -104,8 +104,7 @@ def test_an_exception_fails_its_trial_only_and_is_retried_when_asked(
         assert stub().count(0) == 1
         monkeypatch.delenv("STUB_RAISE")
         records = {
-            r.config["seed"]: r
-            for r in LocalEngine(workers=1, trial=TRIAL, retry_failed=True).run(points(2), store)
+            r.config["seed"]: r for r in LocalEngine(workers=1, trial=TRIAL, retry_failed=True).run(points(2), store)
         }
     assert records[0].status == "done"
     assert stub().count(1) == 1
@@ -172,9 +171,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_has_finished(tmp_path: Path, 
     assert losses(tmp_path / "run") == {0: 0.0}
 
 
-def test_the_longest_trials_start_first(
-    tmp_path: Path, config: Callable[..., dict], stub: Started
-) -> None:
+def test_the_longest_trials_start_first(tmp_path: Path, config: Callable[..., dict], stub: Started) -> None:
     widths = {0: 32, 1: 128, 2: 64}
     points = [Point.of(config(seed=seed, **{"model.width": width}), "corpus") for seed, width in widths.items()]
     with Store.create(tmp_path / "run") as store:

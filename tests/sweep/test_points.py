@@ -138,7 +138,14 @@ def test_bad_input_gets_one_clear_sentence(sweep: Composer, overrides: list[str]
 
 
 def test_good_input_is_not_refused(sweep: Composer) -> None:
-    good = ["model=gpt", "model.width=64", "optimizer=sgd", "optimizer.lr=2**-3", "hp.lr={input: 8}", "train.clip_norm=null"]
+    good = [
+        "model=gpt",
+        "model.width=64",
+        "optimizer=sgd",
+        "optimizer.lr=2**-3",
+        "hp.lr={input: 8}",
+        "train.clip_norm=null",
+    ]
     config = expand(sweep, good).configs[0]
     assert config["hp"]["lr"] == {"input": 8.0, "hidden": 1.0, "output": 1.0, "vector": 1.0, "scalar": 1.0}
     assert config["train"]["clip_norm"] is None

@@ -56,13 +56,11 @@ def _train(
 ) -> list[TrialRecord]:
     logger, sweep = make_logger(settings["logger"]), sweep_id(points)
     with SweepProgress(lambda: store.records(sweep), Console()) as progress:
-        seen_before: set[str] = set(store.finished_keys(sweep))
 
         def watch(counts: Counts, new: Sequence[TrialRecord]) -> None:
             progress(counts, new)
             for record in new:
-                if record.key not in seen_before:
-                    log_record(logger, record)
+                log_record(logger, record)
 
         return engine.run(points, store, watch)
 

@@ -40,37 +40,43 @@ def run(composer: Composer, arguments: Arguments) -> int:
 
 
 def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
-    """The record of this very run, if it is there. Remembers the config of the run that starts now.
+    """The record of this very run, if it is there.
 
     Raises:
-        ConfigError: the directory holds another run, whose checkpoint must not be taken for this one's.
+        ConfigError: the directory holds the record of another run, which is not to be overwritten by accident.
     """
-    config_file, record_file = run_dir / "train_config.json", run_dir / "train.json"
-    if config_file.is_file() and (known := read_json(config_file)) != _physics(trial):
-        changed = ", ".join(name for name in TRIAL_SECTIONS if known.get(name) != trial[name])
+    file = run_dir / "train.json"
+    if not file.is_file():
+        return None
+    record = TrialRecord.from_json(read_json(file))
+    changed = [name for name in TRIAL_SECTIONS if record.config.get(name) != trial[name]]
+    if changed:
         raise ConfigError(
-            f"{run_dir} holds a run of another config (it differs in {changed}). "
+            f"{run_dir} holds a run of another config (it differs in {', '.join(changed)}). "
             "Choose another run_dir, or give resume=never to start over there."
         )
-    return TrialRecord.from_json(read_json(record_file)) if record_file.is_file() else None
+    return record
 
 
 def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger) -> TrialRecord:
     from mutransfer.sweep.trial import run_trial
 
-    if not resume:
-        (run_dir / "train.json").unlink(missing_ok=True)
-    write_json(run_dir / "train_config.json", _physics(trial))
     logger.start(run_dir.name, trial)
-    with _progress() as progress:
-        task = progress.add_task("training", total=trial["train"]["steps"])
+    with _progress() as bar:
+        task = bar.add_task("training", total=trial["train"]["steps"])
 
         def metrics(step: int, values: Mapping[str, float]) -> None:
             logger.log(values, step)
-            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name.endswith("loss"))
-            progress.update(task, completed=step, description=text or "training")
+            losses = [f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss")]
+            bar.update(task, description=", ".join(losses) or "training")
 
-        record = run_trial(trial, metrics, checkpoint=run_dir / "checkpoint.pt", resume=resume)
+        record = run_trial(
+            trial,
+            metrics,
+            progress=lambda done, _: bar.update(task, completed=done),
+            checkpoint=run_dir / "checkpoint.pt",
+            resume=resume,
+        )
     logger.finish({"status": record.status, "train_loss": record.train_loss, "val_loss": record.val_loss})
     return record
 
@@ -78,10 +84,6 @@ def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
-def _physics(trial: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: trial[name] for name in TRIAL_SECTIONS}
 
 
 def _code(record: TrialRecord) -> int:

@@ -1,0 +1,207 @@
+"""The front door: help and mistakes are answered at once, in one sentence, without loading torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mutransfer.cli import dispatch, main
+from mutransfer.cli.arguments import parse
+from mutransfer.cli.completion import candidates
+from mutransfer.errors import ConfigError, RunError
+
+VERBS = list(dispatch.VERBS)
+IMPORTS = """
+import sys
+from mutransfer.cli import main
+code = main(sys.argv[1:])
+heavy = [name for name in ("torch", "wandb", "matplotlib", "transformers") if name in sys.modules]
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 0),
+        (["--help"], 0),
+        (["--version"], 0),
+        *(([verb, "--help"], 0) for verb in VERBS),
+        (["sweeep"], 2),
+        (["train", "model.widht=3"], 2),
+        (["sweep", "optimizer.lr=-1"], 2),
+        (["transfer", "no/such/run"], 2),
+        (["completion", "query", "mutransfer train model="], 0),
+    ],
+)
+def test_help_and_mistakes_load_nothing_heavy(words: list[str], code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", IMPORTS, *words]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (finished.returncode, "Traceback" in finished.stderr) == (code, False), finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_check_would_notice_torch(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", "import torch\n" + IMPORTS, "--help"]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "imported ['torch'" in finished.stderr
+
+
+def test_help_names_every_verb_and_how_to_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"mutransfer {verb} " in text for verb in VERBS)
+    assert 'eval "$(mutransfer completion bash)"' in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example_and_every_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"  mutransfer {verb} " in text
+    expected = {
+        "train": ["resume=auto", "logger=", "hp.lr.input=1.0"],
+        "sweep": ["engine.workers=null", "search.grids=[]"],
+        "check": ["widths=[64, 128, 256, 512]"],
+        "explain": ["parameterization= ", "base=32"],
+        "transfer": ["--target", "subject=null"],
+    }
+    assert all(key in text for key in expected[verb])
+
+
+def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "model=mlp", "optimizer=sgd", "--help"])
+    text = capsys.readouterr().out
+    assert "optimizer.momentum=0.9" in text
+    assert "model.head_dim" not in text
+    assert "optimizer.lr=0.125                    # 2**-3" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["swep"], "no verb 'swep'. Did you mean 'sweep'"),
+        (["train", "--hlep"], "has no flag --hlep. Did you mean '--help'"),
+        (["train", "--target", "model.width=3"], "has no flag --target"),
+        (["train", "gpt"], "'gpt' is neither a flag nor an override. Write key=value, such as model=gpt"),
+        (["train", "--config-dir"], "--config-dir needs a value"),
+        (["train", "--config-dir", "nowhere"], "is not a folder"),
+        (["train", "model.width=1,2"], "`mutransfer sweep` takes many"),
+        (["completion", "basch"], "Did you mean 'bash'"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (RunError("It is gone."), 2, "mutransfer: It is gone."),
+        (OSError(28, "No space left on device", "x/plan.json"), 2, "No space left on device: x/plan.json"),
+        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: x"),
+        (KeyboardInterrupt(), 130, "Rerun the same command to continue."),
+    ],
+)
+def test_whatever_a_user_can_cause_is_said_without_a_traceback(
+    error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(dispatch, "_dispatch", fail)
+    assert main(["train"]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(words: list[str]) -> int:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(dispatch, "_dispatch", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["train"])
+
+
+def test_cfg_prints_the_resolved_config_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "model=gpt", "optimizer.lr=2**-10", "--cfg"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["optimizer"]["lr"] == 2**-10
+    assert config["base"] == config["model"]["base_width"]
+
+
+def test_words_are_told_apart() -> None:
+    words = ["runs/demo", "--target", "model.width=64", "--target=model.depth=4", "subject=mup", "-cd", "mine"]
+    parsed = parse("transfer", words)
+    assert parsed.positional == ["runs/demo"]
+    assert parsed.target == ["model.width=64", "model.depth=4"]
+    assert parsed.overrides == ["subject=mup"]
+    assert parsed.config_dir == Path("mine")
+    assert parse("sweep", ["-m", "seed=0,1"]).overrides == ["seed=0,1"]
+    with pytest.raises(ConfigError):
+        parse("train", ["-m"])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mutransfer sw", ["sweep"]),
+        ("mutransfer train --c", ["--config-dir", "--cfg"]),
+        ("mutransfer train optimizer=", ["optimizer=adam", "optimizer=adamw", "optimizer=sgd"]),
+        (
+            "mutransfer sweep parameterization=sp,mup-",
+            ["parameterization=sp,mup-table3", "parameterization=sp,mup-table9"],
+        ),
+        ("mutransfer train experiment=d", ["experiment=demo"]),
+        ("mutransfer train hp.lr.in", ["hp.lr.input="]),
+        ("mutransfer train hp.l", ["hp.lr."]),
+        ("mutransfer train optimizer=sgd optimizer.mom", ["optimizer.momentum="]),
+        ("mutransfer train optimizer.mom", []),
+        ("mutransfer completion z", ["zsh"]),
+        ("mutransfer nonsense x", []),
+        ("mutransfer train model.width=oops,, optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
+    ],
+)
+def test_the_next_words_are_offered(line: str, expected: list[str]) -> None:
+    assert candidates(line) == expected
+
+
+def test_every_verb_group_and_key_is_offered() -> None:
+    assert set(VERBS) <= set(candidates("mutransfer "))
+    offered = candidates("mutransfer sweep ")
+    assert {"model=", "data=", "optimizer=", "parameterization=", "engine=", "logger=", "hp.", "run_dir="} <= set(
+        offered
+    )
+
+
+def test_bash_completes_after_the_script_is_sourced(tmp_path: Path) -> None:
+    shim = tmp_path / "mutransfer"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m mutransfer "$@"\n')
+    shim.chmod(0o755)
+    script = """
+        eval "$(mutransfer completion bash)"
+        complete_line() { COMP_LINE="$1"; COMP_POINT=${#1}; _mutransfer; echo "${COMPREPLY[@]}"; }
+        complete_line "mutransfer sw"
+        complete_line "mutransfer train optimizer=s"
+        complete_line "mutransfer sweep parameterization=sp,ntk-"
+    """
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    finished = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == ["sweep", "sgd", "sp,ntk-stable"]
