@@ -65,7 +65,7 @@ class LocalEngine:
         """Runs what is not finished of these points and gives back the records of all of them.
 
         Args:
-            watch: called about ten times a second with the counts and the records that have come in since the last call.
+            watch: called about ten times a second with the counts and the records that are new since the last.
 
         Raises:
             RunError: no worker can start, or the store cannot be written.

@@ -1,0 +1,99 @@
+"""The verbs on a tiny model: what they print, what they write, and how they go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mutransfer.cli import main
+from mutransfer.sweep.store import Store
+
+TINY = ["model.depth=1", "train.steps=4", "train.eval_batches=1", "data.batch_size=2", "data.seq_len=16"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_explain_prints_and_saves_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "model.width=64", *TINY]) == 0
+    text = capsys.readouterr().out
+    assert "readout.weight" in text
+    assert json.loads(Path("runs/gpt/plan.json").read_text())
+
+
+def test_train_writes_its_record_and_does_not_train_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "model.width=32", "optimizer.lr=2**-6", "run_dir=out", *TINY]
+    assert main(command) == 0
+    first = json.loads(Path("out/train.json").read_text())
+    assert first["config"]["optimizer"]["lr"] == 2**-6
+    assert Path("out/checkpoint.pt").is_file()
+    assert main(command) == 0
+    assert "Finished before" in capsys.readouterr().out
+    assert json.loads(Path("out/train.json").read_text()) == first
+
+
+def test_train_does_not_take_another_runs_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "model.width=32", "run_dir=out", *TINY])
+    other = ["train", "model.width=32", "run_dir=out", "seed=1", *TINY]
+    assert main(other) == 2
+    assert "holds a run of another config (it differs in seed)" in capsys.readouterr().err
+    assert main([*other, "resume=never"]) == 0
+
+
+def test_an_interrupted_training_goes_on_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mutransfer.train import checkpoint
+
+    command = ["train", "model.width=32", *TINY, "train.checkpoint_every=2"]
+    main([*command, "run_dir=whole"])
+    save = checkpoint.save
+
+    def save_and_stop(*args: object, **options: object) -> None:
+        save(*args, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    assert main([*command, "run_dir=parts"]) == 130
+    assert not Path("parts/train.json").exists()
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert main([*command, "run_dir=parts"]) == 0
+    whole, parts = (json.loads(Path(run, "train.json").read_text()) for run in ("whole", "parts"))
+    assert parts["val_loss"] == whole["val_loss"]
+    assert parts["history"] == whole["history"]
+
+
+def test_a_diverged_training_exits_with_1() -> None:
+    wild = ["optimizer=sgd", "optimizer.lr=1e30", "train.clip_norm=null", "train.steps=12"]
+    assert main(["train", "model.width=32", *TINY, *wild]) == 1
+
+
+def test_a_sweep_runs_shares_its_base_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", "model.width=32,64", "parameterization=mup,sp", "run_dir=out", *TINY]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "3 trials." in text
+    assert "mutransfer transfer out" in text
+    records = json.loads(Path("out/sweep.json").read_text())["records"]
+    assert len(records) == 4
+    assert len({record["key"] for record in records}) == 3
+    assert main(command) == 0
+    assert "3 trials, 3 of them finished before." in capsys.readouterr().out
+    with Store.open("out") as store:
+        assert [record.to_json() for record in store.records()] == records
+
+
+def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "model=mlp", "model.width=32,64"]) == 2
+    assert "takes vectors or images" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"name": "stdlib", "batch_size": 2, "seq_len": 16}
+    with Store.create("out") as store:
+        store.pin_data(data, "0" * 64)
+    assert main(["sweep", "model.width=32", "run_dir=out", *TINY]) == 2
+    assert "another corpus" in capsys.readouterr().err
