@@ -44,8 +44,9 @@ def _check_fresh(line: ParamPlan, tensor: Tensor) -> None:
     law = line.init_law
     if not law.measured and not fits(law, tensor):
         raise AlreadyParameterizedError(
-            f"{line.name!r} is not as its constructor leaves it ({_in_words(law)}; here {_in_words(estimate(tensor))}): "
-            "it was scaled or trained already. Parameterize a fresh model, or give init='keep' for a pretrained one."
+            f"{line.name!r} is not as its constructor leaves it ({_in_words(law)}; here "
+            f"{_in_words(estimate(tensor))}): it was scaled or trained already. Parameterize a fresh model, "
+            "or give init='keep' for a pretrained one."
         )
 
 

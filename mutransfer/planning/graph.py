@@ -71,8 +71,13 @@ def _other_input(op: Op) -> int:
 
 
 def _readers(trace: Trace, value: int) -> list[Op]:
-    """The ops that read a value, seen through the views that a contraction makes of it."""
-    return [op for op in trace.consumers(value) if op.outputs]
+    """The ops that read a value; one that autograd keeps for the backward pass is detached, and read by nobody."""
+    kept = ("detach", "alias")
+    return [
+        op
+        for op in trace.consumers(value)
+        if op.outputs and not (op.name in kept and not any(trace.consumers(out) for out in op.outputs))
+    ]
 
 
 @dataclass(frozen=True)

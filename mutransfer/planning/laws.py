@@ -63,9 +63,9 @@ def uniform(low: float, high: float) -> Law:
 def _erfinv(law: Law) -> Law:
     """erfinv of U(-u, u), as `trunc_normal_` draws: a normal of std 1/sqrt(2), cut at +-erfinv(u)."""
     u = law.std * math.sqrt(12) / 2
-    if law.kind != "drawn" or abs(law.mean) > 1e-12 or not 0 < u <= 1:
+    if law.kind != "drawn" or abs(law.mean) > 1e-6 or not 0 < u <= 1 + 1e-6:
         return UNREADABLE
-    if u == 1:
+    if u > 1 - 1e-12:
         return Law("drawn", math.sqrt(0.5), 0.0)
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(u, dtype=torch.float64)))
     density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
@@ -177,6 +177,26 @@ def untouched_rng() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _one_pass_trunc_normal() -> Iterator[None]:
+    """torch's own truncated normal redraws until all values are inside, which needs values: here it is drawn by the
+    inverse of its distribution, which the recorder follows."""
+
+    def draw(
+        tensor: Tensor, mean: float, std: float, a: float, b: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        low, high = (math.erf((bound - mean) / (std * math.sqrt(2))) for bound in (a, b))
+        with torch.no_grad():
+            return tensor.uniform_(low, high).erfinv_().mul_(std * math.sqrt(2)).add_(mean)
+
+    own = torch.nn.init._no_grad_trunc_normal_
+    torch.nn.init._no_grad_trunc_normal_ = draw
+    try:
+        yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = own
+
+
 def read_laws(build: Callable[[], nn.Module]) -> dict[str, Law]:
     """The init law of every parameter of `build()`, by name, aliases of tied parameters included.
 
@@ -185,7 +205,7 @@ def read_laws(build: Callable[[], nn.Module]) -> dict[str, Law]:
     """
     with untouched_rng():
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), Recorder() as recorder:
+            with _one_pass_trunc_normal(), FakeTensorMode(allow_non_fake_inputs=True), Recorder() as recorder:
                 laws = _collect(build(), recorder)
         except Exception:  # a constructor that reads values (`.item()`, numpy) raises one of many classes here
             with Recorder() as recorder:
