@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ def initialize(model: nn.Module, plan: PlanData) -> None:
 
 def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
     """A normal draw from the tensor's own seed: its name and torch's initial seed, whatever was drawn before."""
-    seed = (zlib.crc32(line.name.encode()) << 31) ^ torch.initial_seed()
-    generator = torch.Generator().manual_seed(seed % 2**63)
+    digest = hashlib.sha256(f"{torch.initial_seed()} {line.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
     fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
     return (fresh * line.init_std).to(tensor)
 

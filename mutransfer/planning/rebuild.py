@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mutransfer.errors import ConfigError, ShapeError, nearest
-from mutransfer.planning.sizes import Shapes, on_meta, shapes_of
+from mutransfer.planning.sizes import Shapes, check_structure, on_meta, shapes_of
 
 Build = Callable[[], nn.Module]
 HeadScaling = Literal["heads", "head_dim"]
@@ -36,6 +36,7 @@ def from_factory(
         ShapeError: the factory makes another model.
     """
     probes: list[Shapes] = [_from_user(factory, k * base) for k in (1, 2, 3)]
+    check_structure(model, probes[0])
     width = _width_of(model, probes, base)
     made = _from_user(factory, width)
     if made != dict(model):
@@ -64,7 +65,7 @@ def _width_of(model: Shapes, probes: list[Shapes], base: int) -> int:
     for name, shape in probes[0].items():
         for axis, size in enumerate(shape):
             step = probes[1][name][axis] - size
-            if step and name in model and len(model[name]) == len(shape):
+            if step:
                 return round((model[name][axis] - size + step) / step * base)
     raise ShapeError("The factory makes the same model at every width: nothing scales. Use its argument for the width.")
 

@@ -59,9 +59,9 @@ def compare(model: Shapes, base: Shapes, probes: Sequence[Shapes] = ()) -> dict[
     Raises:
         ShapeError: different structure, or a size that differs between base and model but does not follow the width.
     """
-    _same_structure(model, base)
+    check_structure(model, base)
     for probe in probes:
-        _same_structure(model, probe)
+        check_structure(model, probe)
     return {name: _dims(name, model[name], base[name], [probe[name] for probe in probes]) for name in model}
 
 
@@ -87,7 +87,8 @@ def _dims(
     return tuple(dims)
 
 
-def _same_structure(model: Shapes, base: Shapes) -> None:
+def check_structure(model: Shapes, base: Shapes) -> None:
+    """Raises ShapeError where base and model differ in their parameters' names or numbers of dimensions."""
     extra, missing = sorted(set(model) - set(base)), sorted(set(base) - set(model))
     if extra or missing:
         raise ShapeError(
