@@ -8,7 +8,11 @@ from typing import Any
 
 from mutransfer.errors import ConfigError, nearest
 from mutransfer.train.data.corpus import stdlib
+from mutransfer.train.data.digits import Digits, DigitsSettings
+from mutransfer.train.data.files import MemmapSettings, TextSettings, memmap, text
+from mutransfer.train.data.hub import HubSettings, hub
 from mutransfer.train.data.protocol import Data
+from mutransfer.train.data.synthetic import SyntheticSettings, synthetic
 from mutransfer.train.data.tokens import TokenBatches
 from mutransfer.train.settings import read_settings
 
@@ -20,17 +24,23 @@ class Source:
     Attributes:
         settings: its settings' dataclass.
         build: takes the settings, and where it has images, `images=`: whether to give them as such or as vectors.
+        has_images: whether it can be seen both ways; `data.images` decides, and where that is None, the model.
     """
 
-    settings: type
+    settings: type[Any]
     build: Callable[..., Data]
     has_images: bool = False
 
 
-IMAGE_MODELS = ("resnet", "vit")
+IMAGE_MODELS = ("resnet", "vit", "hf")
 
 DATA: Mapping[str, Source] = {
     "stdlib": Source(TokenBatches, stdlib),
+    "text": Source(TextSettings, text),
+    "memmap": Source(MemmapSettings, memmap),
+    "hf": Source(HubSettings, hub),
+    "digits": Source(DigitsSettings, Digits, has_images=True),
+    "synthetic": Source(SyntheticSettings, synthetic, has_images=True),
 }
 
 
@@ -50,6 +60,7 @@ def build_data(config: Mapping[str, Any], model: Mapping[str, Any]) -> Data:
         raise ConfigError(f"There is no data set {name!r}.{nearest(name, DATA)}")
     source = DATA[name]
     settings = read_settings(source.settings, "data", config)
-    if source.has_images:
-        return source.build(settings, images=model.get("name") in IMAGE_MODELS)
-    return source.build(settings)
+    if not source.has_images:
+        return source.build(settings)
+    as_images = model.get("name") in IMAGE_MODELS if settings.images is None else settings.images
+    return source.build(settings, images=as_images)

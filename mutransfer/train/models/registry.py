@@ -10,8 +10,12 @@ from torch import nn
 
 from mutransfer.errors import ConfigError, nearest
 from mutransfer.train.data.protocol import DataInfo, Kind
+from mutransfer.train.models.factory import FactoryConfig, build_from_factory
 from mutransfer.train.models.gpt import GPT, GPTConfig
+from mutransfer.train.models.hf import HFConfig, HFModel
 from mutransfer.train.models.mlp import MLP, MLPConfig
+from mutransfer.train.models.resnet import ResNet, ResNetConfig
+from mutransfer.train.models.vit import ViT, ViTConfig
 from mutransfer.train.settings import read_settings
 
 
@@ -19,7 +23,7 @@ from mutransfer.train.settings import read_settings
 class Builder:
     """How a model is built: its config, what makes a module of it, and which data it takes (empty: any)."""
 
-    config: type
+    config: type[Any]
     build: Callable[[Any], nn.Module]
     takes: tuple[Kind, ...]
 
@@ -27,6 +31,10 @@ class Builder:
 MODELS: Mapping[str, Builder] = {
     "mlp": Builder(MLPConfig, MLP, ("vectors", "images")),
     "gpt": Builder(GPTConfig, GPT, ("tokens",)),
+    "resnet": Builder(ResNetConfig, ResNet, ("images",)),
+    "vit": Builder(ViTConfig, ViT, ("images",)),
+    "hf": Builder(HFConfig, HFModel, ("tokens", "images")),
+    "factory": Builder(FactoryConfig, build_from_factory, ()),
 }
 
 
@@ -56,7 +64,7 @@ def build_model(config: Mapping[str, Any], info: DataInfo | None = None) -> nn.M
 
 
 def _sizes(info: DataInfo) -> dict[str, Any]:
-    sizes: dict[str, Any] = {"shape": info.shape, "outputs": info.outputs}
+    sizes: dict[str, Any] = {"kind": info.kind, "shape": info.shape, "outputs": info.outputs}
     if info.kind == "tokens":
         sizes |= {"vocab_size": info.vocab_size, "seq_len": info.shape[0]}
     if info.kind == "images":
