@@ -183,7 +183,7 @@ def _holds(config: DictConfig, key: str) -> bool:
     node: Any = config
     for parent in parents:
         node = node.get(parent) if isinstance(node, DictConfig) and parent in node else None
-    return isinstance(node, DictConfig) and leaf in node
+    return isinstance(node, DictConfig) and leaf in list(node)  # a missing value "???" is a key too
 
 
 def _version_base() -> dict[str, str]:

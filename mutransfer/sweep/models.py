@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from mutransfer.sweep.schema import fraction, positive, require
 
@@ -79,6 +80,64 @@ class GPT(Model):
         divides_into_heads(self.width, self.head_dim, self.n_heads)
 
 
+@dataclass
+class ViT(Model):
+    depth: int
+    head_dim: int | None
+    n_heads: int | None
+    patch_size: int
+    mlp_ratio: float
+    activation: GPTActivation
+    norm: Norm
+    bias: bool
+    embedding_std: float
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("model", depth=self.depth, patch_size=self.patch_size, mlp_ratio=self.mlp_ratio)
+        positive("model", embedding_std=self.embedding_std)
+        fraction("model", dropout=self.dropout)
+        divides_into_heads(self.width, self.head_dim, self.n_heads)
+
+
+@dataclass
+class ResNet(Model):
+    depth: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("model", depth=self.depth, stages=self.stages)
+
+
+@dataclass
+class HF(Model):
+    type: str | None
+    file: str | None
+    depth: int | None
+    overrides: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("model", depth=self.depth)
+        exactly_one = (self.type is None) != (self.file is None)
+        require(exactly_one, "model=hf needs exactly one of model.type (such as llama) and model.file (a config.json).")
+
+
+@dataclass
+class Factory(Model):
+    path: str
+    depth: int | None
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("model", depth=self.depth)
+        module, _, name = self.path.partition(":")
+        require(bool(module and name), f"model.path={self.path}: write package.module:function, such as my_code:make.")
+
+
 def divides_into_heads(width: int, head_dim: int | None, n_heads: int | None) -> None:
     """Raises ConfigError unless the width is a whole number of heads, given by their size or by their number."""
     exactly_one = (head_dim is None) != (n_heads is None)
@@ -90,7 +149,7 @@ def divides_into_heads(width: int, head_dim: int | None, n_heads: int | None) ->
     require(width % part == 0, f"model.width={width} must be a multiple of model.{name}={part}, such as {fits}.")
 
 
-MODELS: Mapping[str, type] = {"mlp": MLP, "gpt": GPT}
+MODELS: Mapping[str, type] = {"mlp": MLP, "gpt": GPT, "vit": ViT, "resnet": ResNet, "hf": HF, "factory": Factory}
 
 
 @dataclass

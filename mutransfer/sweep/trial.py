@@ -68,6 +68,7 @@ class Trials:
             choice["name"],
             base=config["base"],
             optimizer=config["optimizer"]["name"],
+            example_inputs=None if hasattr(model, "example_inputs") else self.data(config).batch(0, seed=0)[:1],
             factory=lambda width: self.model(config, width),
             scale=choice["scale"],
             form=choice["form"],

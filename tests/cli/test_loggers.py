@@ -56,7 +56,7 @@ def test_wandb_is_offline_unless_told_otherwise(settings: dict[str, Any], monkey
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert WandbLogger({**settings, "mode": "online"})._mode == "disabled"
     monkeypatch.setenv("WANDB_MODE", "sometimes")
-    with pytest.raises(ConfigError, match="logger.mode=sometimes does not exist"):
+    with pytest.raises(ConfigError, match=r"logger\.mode=sometimes does not exist"):
         WandbLogger(settings)
 
 
@@ -72,5 +72,5 @@ def test_wandb_online_without_a_key_is_explained_and_does_not_ask(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     logger = WandbLogger({**settings, "mode": "online"})
-    with pytest.raises(RunError, match="wandb cannot start: .*logger.mode=offline"):
+    with pytest.raises(RunError, match=r"wandb cannot start: .*logger\.mode=offline"):
         logger.start("run", CONFIG)

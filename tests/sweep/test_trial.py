@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+
 from typing import Any
 
 import pytest
 import torch
 
-from mutransfer.errors import ConfigError, MutransferError
+from mutransfer.errors import MutransferError
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.key import trial_key
 from mutransfer.sweep.points import expand

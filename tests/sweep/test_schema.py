@@ -1,0 +1,31 @@
+"""The schema answers before torch is loaded; so it must know exactly the settings that models and data really have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mutransfer.sweep.models import MODELS
+from mutransfer.sweep.schema import Train
+from mutransfer.train.loop import TrainSettings
+from mutransfer.train.models.registry import MODELS as REAL_MODELS
+
+FROM_THE_DATA = {"kind", "vocab_size", "seq_len", "shape", "outputs", "channels", "image_size"}
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def test_every_model_that_can_be_built_can_be_configured() -> None:
+    assert set(MODELS) == set(REAL_MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_schema_of_a_model_is_what_the_model_takes(model: str) -> None:
+    assert names(MODELS[model]) - {"name", "base_width"} == names(REAL_MODELS[model].config) - FROM_THE_DATA
+
+
+def test_the_schema_of_training_is_what_the_loop_takes() -> None:
+    assert names(Train) == names(TrainSettings)
