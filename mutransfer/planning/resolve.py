@@ -206,6 +206,12 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _notes(lines: tuple[ParamPlan, ...]) -> list[str]:
     notes = []
+    weighted = [line.name for line in lines if line.clip != 1.0]
+    if weighted:
+        notes.append(
+            f"clip gradients with plan.clip_grad_norm_: torch's own would see those of {', '.join(weighted[:3])} "
+            "larger or smaller with width"
+        )
     mixed = [line.name for line in lines if "a*k + b" in line.why]
     if mixed:
         notes.append(f"{len(mixed)} tensors have a part that does not grow (a*k + b): {', '.join(mixed[:3])}")

@@ -104,17 +104,13 @@ def _uncontracted(dims: Sequence[Dim], looked_up: bool) -> tuple[Role, Sequence[
 
 def _why(use: Use, growing: Dims) -> str:
     axes = ", ".join(map(str, sorted(use.contracted)))
-    into, out_of = growing & use.contracted, growing - use.contracted - use.batch
-    grows = {
-        (True, True): "which grows, into a size that grows",
-        (True, False): "which grows, into a size that does not",
-        (False, True): "which does not grow, into a size that does",
-    }.get((bool(into), bool(out_of)), "and nothing else grows")
-    return f"contracted over dimension {axes}, {grows}"
+    into = "growing" if growing & use.contracted else "fixed"
+    out_of = "growing" if growing - use.contracted - use.batch else "fixed"
+    return f"contracts a {into} size (dimension {axes}) into a {out_of} one"
 
 
 def _why_uncontracted(looked_up: bool) -> str:
-    return "looked up by index" if looked_up else "added or multiplied elementwise; one size of it grows"
+    return "rows looked up by index" if looked_up else "added or multiplied elementwise, one size grows"
 
 
 def _contracted(uses: Sequence[Use]) -> Dims:
