@@ -23,6 +23,8 @@ from mutransfer.errors import ConfigError, nearest
 from mutransfer.sweep.arithmetic import expand
 from mutransfer.sweep.validate import numeric_keys
 
+USUAL_DATA = {"mlp": "digits", "resnet": "digits", "vit": "digits"}
+
 
 def config_dir() -> Path:
     """The folder of our YAML files: inside the installed package, or beside it in a checkout."""
@@ -92,7 +94,7 @@ class Composer:
                 choices.append(self._choice(key, override.get_value_element_as_str()))
             else:
                 values.append(override)
-        return choices, values
+        return [*choices, *_usual_data(choices)], values
 
     def _choice(self, group: str, option: str) -> str:
         options = self.groups()[group]
@@ -123,6 +125,13 @@ class Composer:
 
     def _hint(self, config: DictConfig, key: str) -> str:
         return nearest_key(key, [*flat_keys(OmegaConf.to_container(config)), *self.groups()])
+
+
+def _usual_data(choices: Sequence[str]) -> list[str]:
+    """The data that a model takes, where nobody chose any: the root's own default is text."""
+    chosen = dict(choice.split("=", 1) for choice in choices)
+    usual = USUAL_DATA.get(chosen.get("model", ""))
+    return [f"data={usual}"] if usual and not {"data", "experiment"} & set(chosen) else []
 
 
 @functools.lru_cache(maxsize=8)

@@ -34,6 +34,20 @@ class Norm(Enum):
     rmsnorm = 2
 
 
+class TokenType(Enum):
+    uint8 = 1
+    uint16 = 2
+    uint32 = 3
+    int32 = 4
+    int64 = 5
+
+
+class Task(Enum):
+    regression = 1
+    classification = 2
+    tokens = 3
+
+
 @dataclass
 class Model:
     """What every model has: a width, and the width at which its hyperparameters hold."""
@@ -172,4 +186,65 @@ class Tokens(Data):
         positive("data", seq_len=self.seq_len)
 
 
-DATA: Mapping[str, type] = {"stdlib": Tokens}
+@dataclass
+class TextFile(Tokens):
+    path: str
+
+
+@dataclass
+class Memmap(Tokens):
+    path: str
+    dtype: TokenType
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("data", vocab_size=self.vocab_size)
+
+
+@dataclass
+class Hub(Tokens):
+    dataset: str
+    config: str | None
+    split: str
+    text_column: str
+    data_files: list[str] | None
+    tokenizer: str | None
+    tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("data", tokens=self.tokens)
+
+
+@dataclass
+class Digits(Data):
+    images: bool | None
+
+
+@dataclass
+class Synthetic(Data):
+    task: Task
+    shape: list[int] | None
+    images: bool | None
+    outputs: int
+    noise: float
+    seq_len: int
+    vocab_size: int
+    teacher_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("data", outputs=self.outputs, seq_len=self.seq_len, vocab_size=self.vocab_size)
+        fraction("data", noise=self.noise)
+        require(all(size > 0 for size in self.shape or ()), f"data.shape={self.shape}: every size must be above 0.")
+
+
+DATA: Mapping[str, type] = {
+    "stdlib": Tokens,
+    "text": TextFile,
+    "memmap": Memmap,
+    "hf": Hub,
+    "digits": Digits,
+    "synthetic": Synthetic,
+}

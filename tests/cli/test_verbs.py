@@ -86,7 +86,7 @@ def test_a_sweep_runs_shares_its_base_and_goes_on(capsys: pytest.CaptureFixture[
 
 
 def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "model=mlp", "model.width=32,64"]) == 2
+    assert main(["sweep", "model=mlp", "data=stdlib", "model.width=32,64"]) == 2
     assert "takes vectors or images" in capsys.readouterr().err
     assert not Path("runs").exists()
 

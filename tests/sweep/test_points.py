@@ -161,19 +161,33 @@ def options() -> Iterator[tuple[str, str]]:
         yield from ((group, name) for name in names)
 
 
-NEEDED = {"hf": ["model.type=llama"], "factory": ["model.path=package.module:make"]}
-"""What has no default: the user's own model."""
+NEEDED = {
+    "model=hf": "model.type=llama",
+    "model=factory": "model.path=package.module:make",
+    "data=text": "data.path=book.txt",
+    "data=memmap": "data.path=tokens.bin",
+    "data=hf": "data.dataset=text",
+}
+"""What has no default: the user's own model or data."""
 
 
 @pytest.mark.parametrize(("group", "option"), list(options()))
 def test_every_option_of_every_group_composes_and_fits_its_schema(group: str, option: str) -> None:
-    expand(Composer("sweep"), [f"{group}={option}", *(NEEDED.get(option, []) if group == "model" else [])])
+    choice = f"{group}={option}"
+    expand(Composer("sweep"), [choice, *([NEEDED[choice]] if choice in NEEDED else [])])
 
 
-@pytest.mark.parametrize("option", NEEDED)
-def test_what_has_no_default_is_asked_for(sweep: Composer, option: str) -> None:
-    with pytest.raises(ConfigError, match=r"model.path is missing|needs exactly one of model\.type"):
-        expand(sweep, [f"model={option}"])
+@pytest.mark.parametrize("choice", NEEDED)
+def test_what_has_no_default_is_asked_for(sweep: Composer, choice: str) -> None:
+    with pytest.raises(ConfigError, match=r"(path|dataset) is missing|needs exactly one of model\.type"):
+        expand(sweep, [choice])
+
+
+def test_a_model_gets_data_that_it_can_take_unless_data_is_chosen(sweep: Composer) -> None:
+    assert sweep.config(["model=resnet"])["data"]["name"] == "digits"
+    assert sweep.config(["model=resnet", "data=synthetic"])["data"]["name"] == "synthetic"
+    assert sweep.config(["model=gpt"])["data"]["name"] == "stdlib"
+    assert sweep.config([])["data"]["name"] == "stdlib"
 
 
 @pytest.mark.parametrize("root", list(ROOTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 import pytest
@@ -105,7 +104,7 @@ def test_hyperparameters_are_named_as_parameterize_names_them() -> None:
     [
         (["device=cuda:99"], "device=cuda:99 cannot be used here"),
         (["device=gpu"], "device=gpu cannot be used here"),
-        (["model=mlp"], "takes vectors or images, and this data gives tokens"),
+        (["model=mlp", "data=stdlib"], "takes vectors or images, and this data gives tokens"),
     ],
 )
 def test_what_cannot_be_trained_stops_the_sweep_before_it_starts(overrides: list[str], message: str) -> None:
