@@ -1,0 +1,188 @@
+"""From points to a verdict: whether the best value of a small model is the best one of a larger model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mutransfer.errors import ConfigError, nearest
+from mutransfer.records import TrialRecord
+from mutransfer.transfer.axis import find_axis
+from mutransfer.transfer.curves import Curve, curves_of
+from mutransfer.transfer.fit import fit
+from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, select, swept_hyperparameters
+from mutransfer.transfer.result import TransferReport
+from mutransfer.transfer.summary import is_control, summarize
+from mutransfer.transfer.verdict import worst
+
+DRAWS = 1000
+
+
+def analyze(
+    points: Iterable[Point],
+    *,
+    axis: str = "width",
+    x: str = LR,
+    subject: str | Sequence[str] | None = None,
+    level: float = 0.9,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TransferReport:
+    """Whether the optimum stays where it is as the model grows, with intervals.
+
+    >>> parabola = [Point("mup", n, 2.0**k, s, 2 + 0.1 * (k + 6) ** 2 + 0.01 * s)
+    ...             for n in (32, 64, 128) for k in range(-9, -2) for s in (0, 1)]
+    >>> analyze(parabola).verdict
+    'transfers'
+
+    Args:
+        points: of one sweep: at least three values at each of at least two sizes; ragged grids and missing seeds
+            are fine.
+        axis: the direction of growth: width, depth, batch, tokens.
+        x: the key of the hyperparameter that `Point.lr` holds.
+        subject: the parameterizations that the verdict is about; by default all that are not controls.
+        level: of every interval.
+        draws: resampled sweeps behind every interval.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: too few values or sizes, a value that is not positive, an unknown subject.
+    """
+    points = tuple(points)
+    _validate(points, level, draws)
+    find_axis(axis)
+    names = list(dict.fromkeys(point.parameterization for point in points))
+    subjects = _subjects(subject, names)
+    curves, notes = _analyzable(points, subjects, x)
+    fits = {
+        name: fit(of_name, draws, np.random.default_rng([seed, k])) for k, (name, of_name) in enumerate(curves.items())
+    }
+    analyzed = {name: summarize(name, fits, level) for name in fits}
+    return TransferReport(
+        verdict=worst([analyzed[name].verdict for name in subjects]),
+        subject=subjects,
+        parameterizations=analyzed,
+        axis=axis,
+        x=x,
+        level=level,
+        seeds=tuple(sorted({point.seed for point in points})),
+        notes=tuple(notes),
+    )
+
+
+def analyze_records(
+    records: Iterable[TrialRecord | Mapping[str, Any]],
+    *,
+    axis: str = "width",
+    subject: str | Sequence[str] | None = None,
+    level: float = 0.9,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TransferReport:
+    """`analyze` for the learning rate and, beside it, for every hyperparameter of muP's own that was swept."""
+    given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
+    selection = select(given, axis)
+    options = {"axis": axis, "level": level, "draws": draws, "seed": seed}
+    report = analyze(selection.points, subject=subject, **options)  # type: ignore[arg-type]
+    others = {}
+    for key in swept_hyperparameters(given):
+        swept = select(given, axis, key)
+        if kept := _complete(swept.points):
+            found = analyze(kept, x=key, **options)  # type: ignore[arg-type]
+            others[key] = _with(found, swept.notes, swept.settings)
+    return _with(report, selection.notes, selection.settings, others)
+
+
+def _with(
+    report: TransferReport,
+    notes: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+    hyperparameters: Mapping[str, TransferReport] | None = None,
+) -> TransferReport:
+    """The report with what the selection of its points has to say."""
+    notes = (*notes, *report.notes)
+    return dataclasses.replace(report, notes=notes, settings=settings, hyperparameters=hyperparameters or {})
+
+
+def _validate(points: Sequence[Point], level: float, draws: int) -> None:
+    if not points:
+        raise ConfigError("There are no points to analyze: sweep at least three values at two sizes first.")
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level} must lie between 0 and 1, such as 0.9.")
+    if draws < 100:
+        raise ConfigError(f"draws={draws} is too few for an interval; give at least 100.")
+    for point in points:
+        if not (0 < point.lr < math.inf and 0 < point.size < math.inf):
+            raise ConfigError(f"{point} must have a positive value and size: both are plotted in octaves.")
+    cells: dict[tuple[object, ...], float] = {}
+    for point in points:
+        key = (point.parameterization, point.size, point.lr, point.seed)
+        if cells.setdefault(key, point.loss) != point.loss:
+            raise ConfigError(
+                f"Two trials claim to be {key} with losses {cells[key]} and {point.loss}: keep one setting."
+            )
+
+
+def _subjects(subject: str | Sequence[str] | None, names: Sequence[str]) -> tuple[str, ...]:
+    """The given ones; else those that are not controls; else, where only controls were swept, these."""
+    if subject is None:
+        return tuple(name for name in names if not is_control(name)) or tuple(names)
+    given = (subject,) if isinstance(subject, str) else tuple(subject)
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"The subject {name!r} is not among the sweep's parameterizations.{nearest(name, names)}")
+    return given
+
+
+def _analyzable(points: Sequence[Point], subjects: Sequence[str], x: str) -> tuple[dict[str, list[Curve]], list[str]]:
+    """The curves with enough values and the parameterizations with enough sizes; a subject must be one of them."""
+    kept: dict[str, list[Curve]] = {}
+    notes: list[str] = []
+    for name in dict.fromkeys(point.parameterization for point in points):
+        curves = curves_of([point for point in points if point.parameterization == name])
+        short = [curve for curve in curves if curve.usable.sum() < MIN_VALUES]
+        whole = [curve for curve in curves if curve.usable.sum() >= MIN_VALUES]
+        counts = ", ".join(f"{int(curve.usable.sum())} at size {curve.size:g}" for curve in short)
+        if len(whole) < MIN_SIZES and name in subjects:
+            raise ConfigError(_too_few(name, curves, counts, x))
+        if short or len(whole) < MIN_SIZES:
+            notes.append(
+                f"{name}: left out where fewer than {MIN_VALUES} values of {x} converged ({counts or 'one size'})."
+            )
+        if len(whole) >= MIN_SIZES:
+            kept[name] = whole
+            notes += _seed_notes(name, whole)
+    return kept, notes
+
+
+def _too_few(name: str, curves: Sequence[Curve], counts: str, x: str) -> str:
+    if counts:
+        return (
+            f"{name} has too few values of {x} that converged in every seed ({counts}); transfer needs at least "
+            f"{MIN_VALUES} at each of {MIN_SIZES} sizes: add some around the best one."
+        )
+    size = f"{curves[0].size:g}"
+    return f"{name} was swept at size {size} only; transfer needs at least {MIN_SIZES} sizes: add a larger one."
+
+
+def _seed_notes(name: str, curves: Sequence[Curve]) -> list[str]:
+    loose = ", ".join(f"{curve.size:g}" for curve in curves if not curve.paired)
+    if not loose:
+        return []
+    return [
+        f"{name}: seeds differ between values at size {loose}, so their spread counts in full and intervals are wider."
+    ]
+
+
+def _complete(points: Sequence[Point]) -> list[Point]:
+    """The points of those parameterizations that were swept well enough along this hyperparameter."""
+    groups = {
+        name: curves_of([p for p in points if p.parameterization == name])
+        for name in {p.parameterization for p in points}
+    }
+    whole = {n for n, curves in groups.items() if sum(c.usable.sum() >= MIN_VALUES for c in curves) >= MIN_SIZES}
+    return [point for point in points if point.parameterization in whole]

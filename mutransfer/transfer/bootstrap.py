@@ -1,0 +1,102 @@
+"""The residual bootstrap: resample the noise around every mean curve, refit, and read the intervals off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mutransfer.transfer.curves import Curve, Residuals, residuals
+from mutransfer.transfer.valley import Array
+
+PRIOR = 4.0
+"""How many residuals the common noise level counts for, beside those at one distance from the optimum."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval at the report's level; None where the sweep cannot say, and then why.
+
+    An infinite end (training diverges) is null in JSON.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        bounds = {name: _finite(getattr(self, name)) for name in ("value", "low", "high")}
+        return bounds | ({"reason": self.reason} if self.reason else {})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def interval(value: float, draws: Array | None, level: float, reason: str | None = None) -> Interval:
+    """The central interval of the draws; without draws only the value, and why."""
+    if draws is None:
+        return Interval(float(value), reason=reason)
+    known = draws[~np.isnan(draws)]
+    if len(known) < len(draws) / 2:
+        return Interval(float(value), reason="the resampled curves mostly have no such number")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return Interval(float(value), float(low), float(high), reason)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Residuals of all sizes, as one standard shape and a size per distance from the optimum.
+
+    Seeds disagree more towards divergence. One pool would let that noise widen every interval (measured with noise
+    that grows fivefold in two octaves: twice too wide, 99.5 % coverage), so each distance keeps its own level, drawn
+    towards the common one.
+    """
+
+    shape: Array
+    level: dict[int, float]
+    common: float
+
+    @classmethod
+    def pooled(cls, curves: Sequence[Curve]) -> Noise | None:
+        """None where no seed was repeated: a single seed cannot show the noise."""
+        parts = [part for part in map(residuals, curves) if part.freedom > 0 and len(part.values)]
+        if not parts:
+            return None
+        return cls._from(parts)
+
+    @classmethod
+    def _from(cls, parts: Sequence[Residuals]) -> Noise:
+        values = np.concatenate([part.values for part in parts])
+        octaves = np.concatenate([part.octaves for part in parts])
+        common = float(np.mean(values[np.abs(octaves) <= 2] ** 2))
+        level = {int(o): _shrunk(values[octaves == o], common) for o in np.unique(octaves)}
+        scales = np.array([level[int(o)] for o in octaves])
+        shape = np.divide(values, scales, out=np.zeros_like(values), where=scales > 0)
+        size = math.sqrt(float(np.mean(shape**2))) or 1.0
+        return cls(shape / size, level, math.sqrt(common))
+
+    def around(self, curve: Curve, draws: int, rng: np.random.Generator) -> Array:
+        """(draws, usable values): the mean curve with fresh noise, averaged over as many seeds as were run."""
+        counts = curve.counts()
+        most = int(counts.max())
+        fresh = rng.choice(self.shape, (most, draws, len(counts)))
+        fresh *= (np.arange(most)[:, None] < counts)[:, None, :]
+        x = curve.x[curve.usable]
+        distance = np.rint(x - x[curve.mean[curve.usable].argmin()]).astype(int)
+        scale = np.array([self._at(int(d)) for d in distance])
+        noisy: Array = curve.mean[curve.usable] + fresh.sum(0) / counts * scale
+        return noisy
+
+    def _at(self, octave: int) -> float:
+        """The level at this distance, or at the nearest one that was seen."""
+        return self.level[min(self.level, key=lambda seen: abs(seen - octave))]
+
+
+def _shrunk(values: Array, common: float) -> float:
+    weight = len(values) / 2
+    return math.sqrt((weight * float(np.mean(values**2)) + PRIOR * common) / (weight + PRIOR))

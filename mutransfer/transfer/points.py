@@ -1,0 +1,197 @@
+"""From trial records to the points of a sweep: one loss per parameterization, size, value and seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mutransfer.errors import ConfigError, RunError
+from mutransfer.records import TrialRecord
+from mutransfer.rules.tables import PARAMETERIZATIONS
+from mutransfer.transfer.axis import Axis, find_axis, flatten
+
+LR = "optimizer.lr"
+MIN_VALUES, MIN_SIZES = 3, 2
+_NOT_PHYSICS = ("run_dir", "resume", "logger", "engine", "search", "subject", "device")
+_TABLE = ("parameterization.name", "parameterization.form", "parameterization.scale")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trial, as the analysis sees it.
+
+    Attributes:
+        parameterization: its registry name.
+        size: along the axis of growth, in that axis' own unit (width: channels).
+        lr: the value on the x axis: the learning rate, or whichever hyperparameter was swept.
+        seed: the same seed in two points means the same data order and the same draws.
+        loss: held out, in nats; inf where training diverged.
+    """
+
+    parameterization: str
+    size: float
+    lr: float
+    seed: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The points of one sweep, and what was held fixed in it.
+
+    Attributes:
+        settings: parameterization -> the flat config that all its points share.
+        notes: what was left out or chosen, for the reader.
+    """
+
+    points: tuple[Point, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    point: Point
+    setting: str
+    """All that is not on an axis, as JSON."""
+    at_base: bool
+
+
+def points_from_records(
+    records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "width", x: str = LR
+) -> list[Point]:
+    """The points of the sweep over `x` at several sizes.
+
+    A trial at the base size stands for every parameterization that was swept, since there they all train alike.
+    Where other settings were swept too, each parameterization keeps the one that covers most sizes and, among
+    those, reaches the lowest loss at the smallest size: the one a user would carry over.
+
+    Raises:
+        RunError: no finished trial, or trials on different data.
+        ConfigError: an unknown axis, or a config without the axis' key or `x`.
+    """
+    return list(select(records, axis, x).points)
+
+
+def select(records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "width", x: str = LR) -> Selection:
+    """`points_from_records` with the settings held fixed and the notes."""
+    given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
+    _same_data(given)
+    finished = [record for record in given if record.status != "failed"]
+    if not finished:
+        raise RunError("There is no finished trial to analyze. Run the sweep first: mutransfer sweep ...")
+    trials = _share_base([_trial(record, find_axis(axis), x) for record in finished])
+    notes = [f"{len(given) - len(finished)} failed trials are left out."] if len(finished) < len(given) else []
+    kept: list[_Trial] = []
+    for name in dict.fromkeys(trial.point.parameterization for trial in trials):
+        group, note = _best_setting(name, [t for t in trials if t.point.parameterization == name])
+        kept += group
+        notes += note
+    settings = {trial.point.parameterization: json.loads(trial.setting) for trial in kept}
+    return Selection(tuple(trial.point for trial in kept), settings, tuple(notes))
+
+
+def swept_hyperparameters(records: Iterable[TrialRecord]) -> list[str]:
+    """The keys of muP's own hyperparameters that take at least three values."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for record in records:
+        for key, value in flatten({"hp": record.config.get("hp", {})}).items():
+            values[key].add(value)
+    return [key for key, seen in values.items() if len(seen) >= MIN_VALUES]
+
+
+def _trial(record: TrialRecord, axis: Axis, x: str) -> _Trial:
+    flat = {k: v for k, v in flatten(record.config).items() if k.split(".")[0] not in _NOT_PHYSICS}
+    missing = [key for key in (axis.key, x, "parameterization.name") if key not in flat]
+    if missing:
+        raise ConfigError(
+            f"Trial {record.key[:12]} has no {missing[0]} in its config: it cannot be placed on the plot."
+        )
+    at_base = flat.get("base") == flat.get("model.width") is not None
+    loss = record.val_loss if record.status == "done" and record.val_loss is not None else math.inf
+    name, size, value = str(flat["parameterization.name"]), float(flat.pop(axis.key)), float(flat.pop(x))
+    point = Point(name, size, value, int(flat.pop("seed", 0)), loss)
+    return _Trial(point, json.dumps(flat, sort_keys=True), at_base and _is_relative(name))
+
+
+def _is_relative(name: str) -> bool:
+    return name not in PARAMETERIZATIONS or PARAMETERIZATIONS[name].kind == "relative"
+
+
+def _share_base(trials: Sequence[_Trial]) -> list[_Trial]:
+    """Every trial, and each base trial again under all tables that are a ratio to that base."""
+    tables = {_table_of(trial) for trial in trials if _is_relative(trial.point.parameterization)}
+    shared = {(trial.point, trial.setting): trial for trial in trials}
+    for trial in trials:
+        for table in tables if trial.at_base else ():
+            setting = json.dumps(json.loads(trial.setting) | dict(table), sort_keys=True)
+            copy = replace(
+                trial, point=replace(trial.point, parameterization=str(dict(table)[_TABLE[0]])), setting=setting
+            )
+            shared.setdefault((copy.point, copy.setting), copy)
+    return list(shared.values())
+
+
+def _table_of(trial: _Trial) -> tuple[tuple[str, Any], ...]:
+    flat = json.loads(trial.setting)
+    return tuple((key, flat[key]) for key in _TABLE if key in flat)
+
+
+def _best_setting(name: str, trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
+    groups: dict[str, list[_Trial]] = defaultdict(list)
+    for trial, setting in zip(trials, _without_followers(trials), strict=True):
+        groups[setting].append(replace(trial, setting=setting))
+    chosen = max(groups, key=lambda setting: _rank(groups[setting]))
+    varying = _difference(list(groups))
+    if not varying:
+        return groups[chosen], []
+    flat = json.loads(chosen)
+    fixed = ", ".join(f"{key}={flat.get(key)}" for key in varying)
+    return groups[chosen], [f"{name}: {len(groups)} settings were swept; this is the one at {fixed}."]
+
+
+def _rank(trials: Sequence[_Trial]) -> tuple[int, float, int]:
+    """Sizes covered by enough values, then the best loss at the smallest size."""
+    values: dict[float, set[float]] = defaultdict(set)
+    for trial in trials:
+        values[trial.point.size].add(trial.point.lr)
+    covered = sum(len(at_size) >= MIN_VALUES for at_size in values.values())
+    smallest = min(values)
+    return covered, -min(t.point.loss for t in trials if t.point.size == smallest), len(trials)
+
+
+def _without_followers(trials: Sequence[_Trial]) -> list[str]:
+    """The settings without fields of the model that merely follow its size, such as the number of heads."""
+    flats = [json.loads(trial.setting) for trial in trials]
+    followers = [
+        k for k in _difference([t.setting for t in trials]) if k.startswith("model.") and _follows(k, trials, flats)
+    ]
+    return [json.dumps({k: v for k, v in flat.items() if k not in followers}, sort_keys=True) for flat in flats]
+
+
+def _follows(key: str, trials: Sequence[_Trial], flats: Sequence[Mapping[str, Any]]) -> bool:
+    seen: dict[float, Any] = {}
+    return all(
+        seen.setdefault(t.point.size, flat.get(key)) == flat.get(key) for t, flat in zip(trials, flats, strict=True)
+    )
+
+
+def _difference(settings: Sequence[str]) -> list[str]:
+    """The keys in which settings differ, sorted."""
+    flats = [json.loads(setting) for setting in settings]
+    keys = sorted({key for flat in flats for key in flat})
+    return [key for key in keys if len({json.dumps(flat.get(key)) for flat in flats}) > 1]
+
+
+def _same_data(records: Sequence[TrialRecord]) -> None:
+    hashes = {str(r.environment["data_sha256"]) for r in records if r.environment.get("data_sha256")}
+    if len(hashes) > 1:
+        names = ", ".join(sorted(h[:8] for h in hashes))
+        raise RunError(
+            f"These trials were trained on {len(hashes)} different corpora ({names}), so their losses cannot be "
+            "compared. Sweep again in a new run_dir."
+        )

@@ -1,0 +1,172 @@
+"""The numbers and the verdict of one parameterization, from its fit and those it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from mutransfer.rules.tables import PARAMETERIZATIONS
+from mutransfer.transfer import asymptote
+from mutransfer.transfer.bootstrap import Interval, interval
+from mutransfer.transfer.curves import Curve
+from mutransfer.transfer.fit import Bottoms, Fit
+from mutransfer.transfer.result import Measured, Optimum, ParameterizationTransfer
+from mutransfer.transfer.valley import Array
+from mutransfer.transfer.verdict import decide
+
+ONE_SEED = "one seed shows no noise: add seeds (seed=0,1)"
+
+
+def summarize(name: str, fits: Mapping[str, Fit], level: float) -> ParameterizationTransfer:
+    fit = fits[name]
+    slope = _slope(fit, level)
+    drift, regret = _drift(fit, slope, level), _regret(fit, level)
+    optimum = tuple(_optimum(fit, index, level) for index in range(len(fit.curves)))
+    verdict, reasons = decide(drift, regret, optimum)
+    return ParameterizationTransfer(
+        name=name,
+        verdict=verdict,
+        reasons=reasons,
+        optimum=optimum,
+        slope=slope,
+        drift=drift,
+        regret=regret,
+        curvature_slope=_curvature_slope(fit, level),
+        loss_gap=_gap(name, fits, level),
+        asymptotic_penalty=_penalty(name, fits, level),
+        missing=_missing(fit),
+        curves={curve.size: _measured(curve) for curve in fit.curves},
+        is_control=is_control(name),
+    )
+
+
+def is_control(name: str) -> bool:
+    return name in PARAMETERIZATIONS and PARAMETERIZATIONS[name].is_control
+
+
+def _of(fit: Fit, value: float, draws: Array | None, level: float) -> Interval:
+    """An interval that says so when there was only one seed."""
+    return interval(value, draws, level, None if fit.resampled is not None else ONE_SEED)
+
+
+def _slope(fit: Fit, level: float) -> Interval:
+    draws = None if fit.resampled is None else fit.slope(fit.resampled.position)
+    return _of(fit, float(fit.slope(fit.measured.position)), draws, level)
+
+
+def _drift(fit: Fit, slope: Interval, level: float) -> Interval:
+    """A magnitude cannot scatter around 0: its low end is 0 exactly where the slope's interval contains 0."""
+    if slope.low is None or slope.high is None or slope.value is None:
+        return Interval(None if slope.value is None else abs(slope.value), reason=slope.reason)
+    crosses = slope.low <= 0 <= slope.high
+    ends = abs(slope.low), abs(slope.high)
+    return Interval(abs(slope.value), 0.0 if crosses else min(ends), max(ends))
+
+
+def _regret(fit: Fit, level: float) -> Interval:
+    """The low end is 0 exactly where the interval of the optimum's shift contains 0."""
+    value = float(fit.measured.regret)
+    if math.isnan(value):
+        values = ", ".join(f"{value:.3g}" for value in _unbracketed(fit))
+        return Interval(
+            None, reason=f"size {fit.curves[-1].size:g} was not tried at the smallest size's best value: add {values}"
+        )
+    if fit.resampled is None:
+        return _of(fit, value, None, level)
+    found = _of(fit, value, fit.resampled.regret, level)
+    shift = interval(0.0, fit.resampled.position[:, -1] - fit.resampled.position[:, 0], level)
+    still = shift.low is not None and shift.high is not None and shift.low <= 0 <= shift.high
+    return Interval(
+        value, 0.0 if still else found.low, found.high, "training diverges there" if math.isinf(value) else None
+    )
+
+
+def _optimum(fit: Fit, index: int, level: float) -> Optimum:
+    curve, position, resampled = fit.curves[index], fit.measured.position, fit.resampled
+    draws = None if resampled is None else resampled.position[:, index]
+    bends = None if resampled is None else resampled.curvature[:, index]
+    log2 = _of(fit, float(position[index]), draws, level)
+    line = position.mean() + fit.slope(position) * (fit.sizes - fit.sizes.mean())
+    return Optimum(
+        size=curve.size,
+        lr=_exponential(log2),
+        log2=log2,
+        loss=float(fit.measured.loss[index]),
+        curvature=_of(fit, float(fit.measured.curvature[index]), bends, level),
+        residual=float(position[index] - line[index]),
+        missing=curve.missing(),
+    )
+
+
+def _exponential(log2: Interval) -> Interval:
+    value, low, high = (None if end is None else 2.0**end for end in (log2.value, log2.low, log2.high))
+    return Interval(value, low, high, log2.reason)
+
+
+def _curvature_slope(fit: Fit, level: float) -> Interval:
+    if not (fit.measured.curvature > 0).all():
+        return Interval(None, reason="a curve does not bend upwards at its lowest point")
+    draws = None if fit.resampled is None else fit.slope(_log2(fit.resampled.curvature))
+    return _of(fit, float(fit.slope(_log2(fit.measured.curvature))), draws, level)
+
+
+def _log2(values: Array) -> Array:
+    """nan where a resampled curve bends the wrong way."""
+    logs: Array = np.log2(np.where(values > 0, values, np.nan))
+    return logs
+
+
+def _gap(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
+    """Best loss at the largest size over the best parameterization's; seed effects cancel where seeds are shared."""
+    largest = max(fit.curves[-1].size for fit in fits.values())
+    there = {other: fit for other, fit in fits.items() if fit.curves[-1].size == largest}
+    if name not in there:
+        return Interval(None, reason=f"not swept at the largest size, {largest:g}")
+    best = min(there, key=lambda other: float(there[other].measured.loss[-1]))
+    value, draws = _against(there[name], there[best], lambda bottoms: bottoms.loss[..., -1])
+    if there[name].curves[-1].seeds != there[best].curves[-1].seeds:
+        return Interval(value, reason=f"seeds are not those of {best}, so their spread does not cancel")
+    return Interval(0.0, 0.0, 0.0) if name == best else _of(fits[name], value, draws, level)
+
+
+def _penalty(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
+    sizes = fits[name].sizes
+    if len(sizes) < asymptote.MIN_SIZES:
+        return Interval(None, reason=f"{len(sizes)} sizes; a limit needs at least {asymptote.MIN_SIZES}")
+    long = {other: fit for other, fit in fits.items() if np.array_equal(fit.sizes, sizes)}
+    best = min(long, key=lambda other: float(asymptote.limit(sizes, long[other].measured.loss)))
+    value, draws = _against(fits[name], long[best], lambda bottoms: asymptote.limit(sizes, bottoms.loss))
+    return Interval(0.0, 0.0, 0.0) if name == best else _of(fits[name], value, draws, level)
+
+
+def _against(fit: Fit, best: Fit, pick: Callable[[Bottoms], Array]) -> tuple[float, Array | None]:
+    """A number of one fit, relative to the other's: as measured and in every resampled sweep."""
+    value = float(pick(fit.measured) / pick(best.measured) - 1)
+    if fit.resampled is None or best.resampled is None:
+        return value, None
+    return value, pick(fit.resampled) / pick(best.resampled) - 1
+
+
+def _missing(fit: Fit) -> dict[float, tuple[float, ...]]:
+    missing = {curve.size: curve.missing() for curve in fit.curves if curve.missing()}
+    if not missing and math.isnan(float(fit.measured.regret)):
+        missing[fit.curves[-1].size] = _unbracketed(fit)
+    return missing
+
+
+def _unbracketed(fit: Fit) -> tuple[float, ...]:
+    """The values that take the largest size's grid to the smallest size's optimum and one beyond."""
+    goal, curve = float(fit.measured.position[0]), fit.curves[-1]
+    end, step = (curve.x[-1], curve.spacing) if goal > curve.x[-1] else (curve.x[0], -curve.spacing)
+    count = math.ceil((goal - end) / step)
+    return tuple(sorted(2.0 ** (end + step * k) for k in range(1, count + 1)))
+
+
+def _measured(curve: Curve) -> Measured:
+    rows = {
+        seed: tuple(None if math.isnan(v) else float(v) for v in row)
+        for seed, row in zip(curve.seeds, curve.losses, strict=True)
+    }
+    return Measured(tuple(float(v) for v in 2.0**curve.x), tuple(float(v) for v in curve.mean), rows)

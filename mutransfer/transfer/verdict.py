@@ -1,0 +1,50 @@
+"""The rule: what counts as transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mutransfer.transfer.bootstrap import Interval
+from mutransfer.transfer.result import MAX_DRIFT, MAX_REGRET, Optimum, Verdict
+
+_BADNESS: Mapping[Verdict, int] = {"transfers": 0, "undecided": 1, "does not transfer": 2}
+
+
+def decide(drift: Interval, regret: Interval, optimum: Sequence[Optimum]) -> tuple[Verdict, tuple[str, ...]]:
+    """Transfers when both intervals lie inside their lines, does not when one lies wholly outside; else undecided."""
+    open_ends = [best.size for best in optimum if best.missing]
+    if open_ends:
+        sizes = ", ".join(f"{size:g}" for size in open_ends)
+        return "undecided", (f"the best value at size {sizes} is not between tried ones: extend the grid there",)
+    outside = _outside(drift, regret)
+    if outside:
+        return "does not transfer", outside
+    unknown = [
+        part.reason or "there is no interval" for part in (drift, regret) if part.low is None or part.high is None
+    ]
+    if unknown:
+        return "undecided", tuple(dict.fromkeys(unknown))
+    unsure = _unsure(drift, regret)
+    return ("undecided", unsure) if unsure else ("transfers", ())
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    return max(verdicts, key=_BADNESS.__getitem__)
+
+
+def _outside(drift: Interval, regret: Interval) -> tuple[str, ...]:
+    reasons = []
+    if drift.low is not None and drift.low > MAX_DRIFT:
+        reasons.append(f"the drift is at least {drift.low:.2f} octaves per doubling; the line is {MAX_DRIFT:g}")
+    if regret.low is not None and regret.low > MAX_REGRET:
+        reasons.append(f"the regret is at least {regret.low:.2%}; the line is {MAX_REGRET:.1%}")
+    return tuple(reasons)
+
+
+def _unsure(drift: Interval, regret: Interval) -> tuple[str, ...]:
+    reasons = []
+    if drift.high is not None and drift.high > MAX_DRIFT:
+        reasons.append(f"the drift may be as high as {drift.high:.2f} octaves per doubling; add seeds or sizes")
+    if regret.high is not None and regret.high > MAX_REGRET:
+        reasons.append(f"the regret may be as high as {regret.high:.2%}; add seeds")
+    return tuple(reasons)
