@@ -21,7 +21,7 @@ from packaging.version import Version
 
 from mutransfer.errors import ConfigError, nearest
 from mutransfer.sweep.arithmetic import expand
-from mutransfer.sweep.validate import numeric_keys
+from mutransfer.sweep.validate import free_keys, numeric_keys
 
 USUAL_DATA = {"mlp": "digits", "resnet": "digits", "vit": "digits"}
 
@@ -114,7 +114,8 @@ class Composer:
 
     def _set(self, config: DictConfig, override: Override) -> None:
         key = override.key_or_group
-        if not override.is_add() and not override.is_force_add() and not _holds(config, key):
+        may_add = override.is_add() or override.is_force_add() or key.rpartition(".")[0] in free_keys()
+        if not may_add and not _holds(config, key):
             raise ConfigError(f"There is no config key {key!r}.{self._hint(config, key)}")
         if override.is_sweep_override():
             raise ConfigError(f"{key} has several values here, and this verb takes one. `mutransfer sweep` takes many.")

@@ -7,7 +7,6 @@ import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from enum import Enum
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -134,6 +133,18 @@ def numeric_keys() -> frozenset[str]:
     return frozenset(keys)
 
 
+@functools.lru_cache(maxsize=1)
+def free_keys() -> frozenset[str]:
+    """Every dotted key below which anything may be said, such as the keyword arguments of the user's own factory."""
+    return frozenset(
+        _key(name, field)
+        for name, kinds in SECTIONS.items()
+        for kind in (kinds.values() if isinstance(kinds, Mapping) else (kinds,))
+        for field, annotation in typing.get_type_hints(kind).items()
+        if typing.get_origin(annotation) is dict
+    )
+
+
 def _numeric(kind: type, prefix: str) -> Iterator[str]:
     types = typing.get_type_hints(kind)
     for field in fields(kind):
@@ -142,11 +153,3 @@ def _numeric(kind: type, prefix: str) -> Iterator[str]:
             yield from _numeric(typing.cast(type, annotation), _key(prefix, field.name))
         elif {int, float} & {annotation, *typing.get_args(annotation)}:
             yield _key(prefix, field.name)
-
-
-def choices(kind: type, name: str) -> list[str]:
-    """The values that an enumerated key may take, for help and completion."""
-    annotation = typing.get_type_hints(kind)[name]
-    return (
-        [member.name for member in annotation] if isinstance(annotation, type) and issubclass(annotation, Enum) else []
-    )

@@ -1,1 +1,74 @@
-"""placeholder"""
+"""`mutransfer transfer RUN_DIR`: does the best learning rate transfer, and what should the target be trained with?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mutransfer.cli.arguments import Arguments
+from mutransfer.cli.command import train_command
+from mutransfer.cli.output import print_config
+from mutransfer.errors import ConfigError
+from mutransfer.records import TrialRecord, write_json
+from mutransfer.sweep.compose import Composer, expand_numbers
+from mutransfer.sweep.store import Store
+from mutransfer.sweep.validate import validate
+from mutransfer.transfer import TransferReport, analyze_records, transfer_hyperparameters
+from mutransfer.transfer.axis import AXES
+from mutransfer.transfer.target import TargetHyperparameters
+
+
+def run(composer: Composer, arguments: Arguments) -> int:
+    """Returns 0 where the subject transfers, 1 where it does not, 3 where the sweep cannot tell."""
+    config = validate("transfer", composer.config(arguments.overrides))
+    if arguments.show_config:
+        return print_config(config)
+    run_dir, sizes = _run_dir(arguments.positional), _sizes(arguments.target)
+    with Store.open(run_dir) as store:
+        records = store.records()
+    report = analyze_records(records, subject=config["subject"], level=config["level"])
+    print(report)
+    content = report.to_json()
+    if sizes:
+        target = transfer_hyperparameters(report, sizes)
+        command = _command(report, target)
+        print(f"\n{target}\nTrain it with:\n  {command}")
+        content["target"] = {**target.to_json(), "command": command}
+    _write(run_dir, content, report, records)
+    return report.exit_code
+
+
+def _run_dir(words: Sequence[str]) -> Path:
+    if len(words) != 1:
+        raise ConfigError("Give the run_dir of one sweep, as in `mutransfer transfer runs/demo`.")
+    return Path(words[0])
+
+
+def _sizes(overrides: Sequence[str]) -> dict[str, float]:
+    """`--target model.width=1024` -> {"model.width": 1024}."""
+    sizes: dict[str, float] = {}
+    known = [axis.key for axis in AXES.values()]
+    for text in overrides:
+        key, _, value = expand_numbers(text).partition("=")
+        if key not in known:
+            raise ConfigError(f"--target {text}: give a size, {', '.join(known)}, as in --target model.width=1024.")
+        try:
+            sizes[key] = int(value)
+        except ValueError:
+            raise ConfigError(f"--target {text}: {value!r} is not a whole number.") from None
+    return sizes
+
+
+def _command(report: TransferReport, target: TargetHyperparameters) -> str:
+    """The whole line: the proxy's own config with the target's sizes and hyperparameters in it."""
+    flat = dict(report.settings[target.parameterization])
+    flat |= {AXES[name].key: size for name, size in target.target.items()}
+    return train_command(flat | {one.key: one.value for one in target.values})
+
+
+def _write(run_dir: Path, content: Any, report: TransferReport, records: Sequence[TrialRecord]) -> None:
+    from mutransfer.report import write_report  # imports matplotlib
+
+    for path in (write_json(run_dir / "transfer.json", content), write_report(run_dir / "report.html", report, records)):
+        print(f"Written: {path}")

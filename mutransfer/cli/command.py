@@ -1,0 +1,55 @@
+"""A config as the shortest command line that leads to it, to copy and paste."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from mutransfer.sweep.compose import Composer, flat_keys
+
+_CHOICES = ("model", "data", "optimizer", "parameterization", "precision")
+_ALWAYS_SAID = ("model", "parameterization")
+_PLAIN = re.compile(r"[\w./:@%+-]+")
+
+
+def train_command(flat: Mapping[str, Any]) -> str:
+    """`mutransfer train ...` for a flat trial config: the groups, and every key that differs from what they say.
+
+    >>> train_command({"model.name": "gpt", "model.width": 1024, "parameterization.name": "mup"})
+    'mutransfer train model=gpt parameterization=mup model.width=1024'
+    """
+    composer = Composer("train")
+    choices = _choices(composer, flat)
+    said = composer.config(choices)
+    known = {key: _at(said, key) for key in flat_keys(said)}
+    changed = [f"{key}={_literal(value)}" for key, value in flat.items() if known.get(key, ...) != value]
+    return " ".join(["mutransfer train", *(shlex.quote(word) for word in [*choices, *changed])])
+
+
+def _choices(composer: Composer, flat: Mapping[str, Any]) -> list[str]:
+    groups, usual = composer.groups(), composer.config([])
+    choices = []
+    for group in _CHOICES:
+        name = flat.get(f"{group}.name")
+        if name in groups[group] and (group in _ALWAYS_SAID or name != usual[group]["name"]):
+            choices.append(f"{group}={name}")
+    return choices
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _literal(value: Any) -> str:
+    """As Hydra's grammar reads it back."""
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    return json.dumps(value)

@@ -1,0 +1,51 @@
+"""The line that is printed for the target leads to exactly the config it was made from."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from mutransfer.cli.command import train_command
+from mutransfer.sweep.compose import Composer, flat_keys
+from mutransfer.sweep.key import TRIAL_SECTIONS
+from mutransfer.sweep.validate import validate
+
+
+def flat(overrides: list[str]) -> dict[str, object]:
+    config = validate("train", Composer("train").config(overrides))
+    trial = {name: config[name] for name in TRIAL_SECTIONS}
+    pairs = {}
+    for key in flat_keys(trial):
+        value = trial
+        for part in key.split("."):
+            value = value[part]
+        pairs[key] = value
+    return pairs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=demo", "model.width=1024", "optimizer.lr=2**-6"],
+        ["model=mlp", "optimizer=sgd", "parameterization=sp", "precision=bf16", "base=128"],
+        ["optimizer.betas=[0.8,0.99]", "train.clip_norm=null", "model.tied=true", "seed=3"],
+        ["model=factory", "model.path=my.code:make", "model.kwargs.size=3", "model.kwargs.mode=fast"],
+        ["data=text", "data.path='my books/it is \\'here\\'.txt'"],
+        ["optimizer=adam", "optimizer.name=adam-l2", "optimizer.weight_decay=0.1"],
+    ],
+)
+def test_the_command_leads_back_to_its_config(overrides: list[str]) -> None:
+    wanted = flat(overrides)
+    program, verb, *words = shlex.split(train_command(wanted))
+    assert (program, verb) == ("mutransfer", "train")
+    assert flat(words) == wanted
+
+
+def test_what_is_the_default_is_not_repeated() -> None:
+    assert train_command(flat(["model.width=64"])) == "mutransfer train model=gpt parameterization=mup model.width=64"
+
+
+def test_another_config_gives_another_command() -> None:
+    assert train_command(flat(["seed=1"])) != train_command(flat(["seed=2"]))
