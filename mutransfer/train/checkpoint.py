@@ -99,9 +99,10 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        with open(path, "rb") as stream:
+            if not zipfile.is_zipfile(stream):  # torch would try its older formats, which warn
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"There is no checkpoint {path}. Start without resume.") from None
     except OSError as error:
         raise RunError(f"Cannot read {path}: {error.strerror}.") from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):

@@ -82,13 +82,13 @@ class HFModel(nn.Module):
 
 def _build(config: HFConfig) -> Any:
     transformers = _transformers()
-    make = getattr(transformers, _HEADS_FOR[config.kind])
-    own = _scaled_config(config)
-    if type(own) not in make._model_mapping:
+    make, plain = getattr(transformers, _HEADS_FOR[config.kind]), _plain_config(config)
+    if type(plain) not in make._model_mapping:
         raise ConfigError(
-            f"transformers has no {_HEADS_FOR[config.kind]} for model type {own.model_type!r}, which this data needs. "
-            "Choose another model.type, or data of another kind."
+            f"transformers has no {_HEADS_FOR[config.kind]} for model type {plain.model_type!r}, which this data "
+            "needs. Choose another model.type, or data of another kind."
         )
+    own = _scaled_config(config, plain)
     try:
         return make.from_config(own)
     except Exception as error:
@@ -98,9 +98,8 @@ def _build(config: HFConfig) -> Any:
         ) from error
 
 
-def _scaled_config(config: HFConfig) -> Any:
-    own = _plain_config(config)
-    scaled = with_fields(own, base_fields(own, config.width))
+def _scaled_config(config: HFConfig, plain: Any) -> Any:
+    scaled = with_fields(plain, base_fields(plain, config.width))
     if hasattr(scaled, "use_cache"):
         scaled.use_cache = False
     if hasattr(scaled, "is_decoder"):

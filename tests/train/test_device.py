@@ -1,0 +1,30 @@
+"""A device is the one that was asked for, or an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mutransfer.errors import ConfigError
+from mutransfer.train.device import find_device
+from mutransfer.train.precision import PRECISIONS, find_precision
+
+
+def test_auto_is_the_accelerator_where_there_is_one() -> None:
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device={name} cannot be used here .*Use device=auto or device=cpu"):
+        find_device(name)
+
+
+def test_a_precision_lowers_matrix_products_inside_its_context_only() -> None:
+    x = torch.ones(2, 2)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with find_precision(name).context(torch.device("cpu")):
+            assert (x @ x).dtype == dtype
+    assert (x @ x).dtype == torch.float32
+    assert set(PRECISIONS) == {"fp32", "bf16"}
