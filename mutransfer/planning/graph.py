@@ -37,6 +37,8 @@ def norm_in_front(trace: Trace, readout: Use) -> NormFold | str:
         if producer is None:
             return "nothing is applied in front of the readout"
         carried = _gain_of(producer)
+        if carried and producer.shifted:
+            return f"its gain enters as a number plus {min(producer.shifted)!r}"
         if carried:
             names = tuple(dict.fromkeys([*carried, *bias]))
             if any(len(trace.uses[name]) != 1 for name in names):

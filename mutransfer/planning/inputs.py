@@ -35,7 +35,7 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
     own = getattr(model, "example_inputs", None)
     if callable(own):
         return tuple(own())
-    for guess in _guesses(model):
+    for guess in (*_dummies(model), *_guesses(model)):
         try:
             trace(model, guess)
         except MutransferError:
@@ -45,6 +45,13 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
         f"No inputs for {type(model).__name__} could be guessed. Pass example_inputs=, a tuple of positional or a dict "
         "of keyword arguments that its forward pass accepts (small ones do)."
     )
+
+
+def _dummies(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What transformers' models carry for this purpose."""
+    dummies = getattr(model, "dummy_inputs", None)
+    if isinstance(dummies, Mapping) and all(isinstance(value, Tensor) for value in dummies.values()):
+        yield dict(dummies)
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Any, ...] | dict[str, Any]]:

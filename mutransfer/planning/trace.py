@@ -46,7 +46,8 @@ class Use:
 
 @dataclass(frozen=True)
 class Op:
-    """One dispatched op: its name, the values it read and wrote (numbered), and its numbers."""
+    """One dispatched op: its name, the values it read and wrote (numbered), its numbers, and which operands are
+    parameters (`shifted` names those that enter with a number added, as a gain that is 1 + w)."""
 
     name: str
     module: str
@@ -55,6 +56,7 @@ class Op:
     scalars: tuple[float, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[int, str] = field(default_factory=dict)
+    shifted: frozenset[str] = frozenset()
     shapes: tuple[tuple[int, ...], ...] = ()
 
 
@@ -87,10 +89,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a storage that holds a parameter's entries is laid out: (stride, size, the parameter's dimensions)."""
+    """How a storage that holds a parameter's entries is laid out: (stride, size, the parameter's dimensions).
+
+    `shifted` says that a number was added to the entries on the way, as in a gain that enters as 1 + w.
+    """
 
     parameter: str
     axes: tuple[tuple[int, int, Dims], ...]
+    shifted: bool = False
 
     def label(self, tensor: Tensor) -> tuple[Dims, ...]:
         return tuple(self._covered(s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
@@ -169,6 +175,7 @@ class _Tracer(TorchDispatchMode):
                 tuple(float(a) for a in _flat(args) if isinstance(a, int | float) and not isinstance(a, bool)),
                 {k: v for k, v in kwargs.items() if isinstance(v, int | float | None)},
                 {i: layout.parameter for i, layout in labelled.items() if layout},
+                frozenset(layout.parameter for layout in labelled.values() if layout and layout.shifted),
                 tuple(tuple(t.shape) for t in held.values()),
             )
         )
@@ -198,7 +205,9 @@ class _Tracer(TorchDispatchMode):
         assert source is not None
         storage = results[0].untyped_storage()
         self._alive.append(storage)
-        self._layouts[int(storage._cdata)] = _Layout(source.parameter, _axes(results[0], source.label(held[whole[0]])))
+        shifted = source.shifted or name.rstrip("_") in ("add", "sub")
+        axes = _axes(results[0], source.label(held[whole[0]]))
+        self._layouts[int(storage._cdata)] = _Layout(source.parameter, axes, shifted)
         for index, layout in labelled.items():
             if layout and index != whole[0]:
                 self.uses[layout.parameter].append(self._make("elementwise"))

@@ -143,6 +143,17 @@ def test_control_an_activation_between_norm_and_readout_is_no_fold():
     assert "'tanh' stands between" in str(_front(Squashed(16, tied=True)))
 
 
+def test_control_a_gain_that_is_one_plus_w_is_no_fold():
+    """Multiplying w would not multiply the gain (Gemma's norms)."""
+
+    class Offset(Decoder):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embed(ids)
+            return self.readout(hidden * hidden.square().mean(-1, keepdim=True).rsqrt() * (1 + self.norm.weight))
+
+    assert "a number plus 'norm.weight'" in str(_front(Offset(16, tied=True)))
+
+
 class Eager(nn.Module):
     """Attention written out, its scale split over q and the logits."""
 
