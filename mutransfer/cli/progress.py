@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mutransfer.records import TrialRecord
@@ -94,6 +95,12 @@ class SweepProgress:
             return "time left unknown"
         minutes, seconds = divmod(round((self._clock() - begun) * (1 - share) / (share - before)), 60)
         return f"about {minutes}:{seconds:02d} left"
+
+
+def progress_bar() -> Progress:
+    """One bar on stderr, and nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def describe(record: TrialRecord) -> str:

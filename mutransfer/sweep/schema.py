@@ -234,13 +234,16 @@ class CheckRoot(TrialRoot):
     run_dir: str
     widths: list[int]
     seeds: int
+    steps: int
     lr: float | None
+    full_batch: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
         several = len(set(self.widths)) >= 3 and all(width > 0 for width in self.widths)
         require(several, f"widths={list(self.widths)}: at least three different widths are needed to fit a slope.")
         require(self.seeds >= 2, f"seeds={self.seeds}: at least two seeds are needed for an interval.")
+        require(self.steps >= 2, f"steps={self.steps}: the first step is not counted, so at least two are needed.")
         positive("", lr=self.lr)
 
 

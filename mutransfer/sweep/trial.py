@@ -51,8 +51,11 @@ class Trials:
     def model(self, config: Mapping[str, Any], width: int | None = None) -> nn.Module:
         """A fresh model, drawn from the config's seed; at another width if one is given."""
         torch.manual_seed(config["seed"])
-        section = config["model"] if width is None else {**config["model"], "width": width}
-        return build_model(section, self.data(config).info)
+        return self.build(config, config["model"]["width"] if width is None else width)
+
+    def build(self, config: Mapping[str, Any], width: int) -> nn.Module:
+        """A fresh model of this width, drawn from torch's generator as it stands."""
+        return build_model({**config["model"], "width": width}, self.data(config).info)
 
     def plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         """What the parameterization does to this model; the same plan for every seed and learning rate."""

@@ -34,6 +34,7 @@ sys.exit(f"imported {heavy}" if heavy else code)
         *(([verb, "--help"], 0) for verb in VERBS),
         (["sweeep"], 2),
         (["train", "model.widht=3"], 2),
+        (["check", "widths=[64,128,250]"], 2),
         (["sweep", "optimizer.lr=-1"], 2),
         (["transfer", "no/such/run"], 2),
         (["completion", "query", "mutransfer train model="], 0),

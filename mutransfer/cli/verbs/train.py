@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, make_logger
 from mutransfer.cli.output import print_config
-from mutransfer.cli.progress import describe
+from mutransfer.cli.progress import describe, progress_bar
 from mutransfer.errors import ConfigError
 from mutransfer.records import TrialRecord, read_json, write_json
 from mutransfer.sweep.compose import Composer
@@ -62,7 +58,7 @@ def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger
     from mutransfer.sweep.trial import run_trial
 
     logger.start(run_dir.name, trial)
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("training", total=trial["train"]["steps"])
 
         def metrics(step: int, values: Mapping[str, float]) -> None:
@@ -79,11 +75,6 @@ def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger
         )
     logger.finish({"status": record.status, "train_loss": record.train_loss, "val_loss": record.val_loss})
     return record
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def _code(record: TrialRecord) -> int:

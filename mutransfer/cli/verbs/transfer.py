@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.command import train_command
 from mutransfer.cli.output import print_config
 from mutransfer.errors import ConfigError
-from mutransfer.records import TrialRecord, write_json
+from mutransfer.records import TrialRecord, read_json
 from mutransfer.sweep.compose import Composer, expand_numbers
 from mutransfer.sweep.store import Store
 from mutransfer.sweep.validate import validate
@@ -29,13 +31,9 @@ def run(composer: Composer, arguments: Arguments) -> int:
         records = store.records()
     report = analyze_records(records, subject=config["subject"], level=config["level"])
     print(report)
-    content = report.to_json()
-    if sizes:
-        target = transfer_hyperparameters(report, sizes)
-        command = _command(report, target)
-        print(f"\n{target}\nTrain it with:\n  {command}")
-        content["target"] = {**target.to_json(), "command": command}
-    _write(run_dir, content, report, records)
+    target = _target(report, sizes) if sizes else None
+    page = _write(run_dir, report, target, records, _said(arguments))
+    print(f"Written: {page}, {page.with_name('transfer.json')}")
     return report.exit_code
 
 
@@ -60,15 +58,39 @@ def _sizes(overrides: Sequence[str]) -> dict[str, float]:
     return sizes
 
 
+def _target(report: TransferReport, sizes: Mapping[str, float]) -> dict[str, Any]:
+    """The target's hyperparameters, printed and as JSON, with a command that repeats all of the proxy's config."""
+    target = transfer_hyperparameters(report, sizes)
+    command = _command(report, target)
+    print(f"\n{dataclasses.replace(target, command=command)}")
+    return {**target.to_json(), "command": command}
+
+
 def _command(report: TransferReport, target: TargetHyperparameters) -> str:
-    """The whole line: the proxy's own config with the target's sizes and hyperparameters in it."""
+    """The proxy's own config with the target's sizes and hyperparameters in it, and a directory of its own."""
     flat = dict(report.settings[target.parameterization])
     flat |= {AXES[name].key: size for name, size in target.target.items()}
-    return train_command(flat | {one.key: one.value for one in target.values})
+    sizes = "-".join(f"{name}{size:g}" for name, size in target.target.items())
+    train = train_command(flat | {one.key: one.value for one in target.values})
+    return f"{train} run_dir=runs/{flat['model.name']}-{sizes}"
 
 
-def _write(run_dir: Path, content: Any, report: TransferReport, records: Sequence[TrialRecord]) -> None:
-    from mutransfer.report import write_report  # imports matplotlib
+def _said(arguments: Arguments) -> str:
+    """The command line as it was typed, as one can paste it."""
+    targets = [word for size in arguments.target for word in ("--target", size)]
+    return shlex.join(["mutransfer", "transfer", *arguments.positional, *targets, *arguments.overrides])
 
-    for path in (write_json(run_dir / "transfer.json", content), write_report(run_dir / "report.html", report, records)):
-        print(f"Written: {path}")
+
+def _write(
+    run_dir: Path,
+    report: TransferReport,
+    target: Mapping[str, Any] | None,
+    records: Sequence[TrialRecord],
+    command: str,
+) -> Path:
+    """report.html with its figures and transfer.json; a check made in the same directory is on the page too."""
+    from mutransfer.report import environment_of, write_report  # imports matplotlib
+
+    check = read_json(run_dir / "check.json") if (run_dir / "check.json").is_file() else None
+    environment = environment_of(records)
+    return write_report(run_dir / "report.html", report, check, command=command, target=target, environment=environment)

@@ -1,0 +1,73 @@
+"""`mutransfer check`: the coordinate check of a model, its verdict, check.json and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mutransfer.cli.arguments import Arguments
+from mutransfer.cli.output import print_config
+from mutransfer.cli.progress import progress_bar
+from mutransfer.sweep.compose import Composer
+from mutransfer.sweep.validate import validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def run(composer: Composer, arguments: Arguments) -> int:
+    """Returns 0 for pass, 1 for fail, 3 where the check cannot tell."""
+    config = validate("check", composer.config(arguments.overrides))
+    if arguments.show_config:
+        return print_config(config)
+    _check_widths(config)
+    from mutransfer.check import coord_check
+
+    run_dir, choice = Path(config["run_dir"]), config["parameterization"]
+    with progress_bar() as bar:
+        task = bar.add_task("coordinate check", total=None)
+        report = coord_check(
+            **_models(config),
+            widths=config["widths"],
+            parameterization=choice["name"],
+            form=choice["form"],
+            scale=choice["scale"],
+            optimizer=config["optimizer"]["name"],
+            base=config["base"],
+            lr=config["lr"],
+            steps=config["steps"],
+            seeds=config["seeds"],
+            precision=config["precision"]["name"],
+            progress=lambda done, planned: bar.update(task, completed=done, total=planned),
+        )
+    print(report)
+    for path in (report.save(run_dir / "check.json"), report.plot(run_dir / "check.png")):
+        print(f"Written: {path}")
+    return report.exit_code
+
+
+def _models(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is checked: the config's model at any width, on the config's device, with a few tokens or its own data."""
+    from mutransfer.sweep.trial import Trials, hyperparameters
+    from mutransfer.train.device import find_device
+
+    trials, device = Trials(), find_device(config["device"])
+    data = trials.data(config)
+    given: dict[str, Any] = {"hyperparameters": hyperparameters(config["hp"])}
+    if config["full_batch"]:
+        given |= {"batches": lambda seed: data.batch(0, seed=seed), "loss": data.loss}
+    if config["model"]["name"] == "factory":
+        given["example_inputs"] = data.batch(0, seed=0)[:1]
+
+    def build(width: int) -> nn.Module:
+        model = trials.build(config, width)
+        return model if any(p.is_meta for p in model.parameters()) else model.to(device)
+
+    return {"build": build, **given}
+
+
+def _check_widths(config: Mapping[str, Any]) -> None:
+    """Every width against the model's own schema, before anything is built."""
+    for width in config["widths"]:
+        validate("check", {**config, "model": {**config["model"], "width": width}})
