@@ -173,7 +173,8 @@ def _init_factor(options: Options, fold: float, std: float, law: Law, multiplier
     """What a tensor's values are multiplied by; kept values only make up for a multiplier in the forward pass."""
     if options.init == "keep":
         return 1 / multiplier
-    return fold if law.kind == "constant" else std / law.std
+    factor = fold if law.kind == "constant" else std / law.std
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # two roundings of one law are the same law
 
 
 def _laws(name: str, role: Assignment, known: Base) -> tuple[Law, Law]:
