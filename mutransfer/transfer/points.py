@@ -87,10 +87,13 @@ def select(records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "widt
     trials = _share_base([_trial(record, find_axis(axis), x) for record in finished])
     notes = [f"{len(given) - len(finished)} failed trials are left out."] if len(finished) < len(given) else []
     kept: list[_Trial] = []
+    chosen: dict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(trial.point.parameterization for trial in trials):
-        group, note = _best_setting(name, [t for t in trials if t.point.parameterization == name])
+        group, note = _best_setting([t for t in trials if t.point.parameterization == name])
         kept += group
-        notes += note
+        for text in note:
+            chosen[text].append(name)
+    notes += [f"{', '.join(names)}: {text}" for text, names in chosen.items()]
     settings = {trial.point.parameterization: json.loads(trial.setting) for trial in kept}
     return Selection(tuple(trial.point for trial in kept), settings, tuple(notes))
 
@@ -141,7 +144,7 @@ def _table_of(trial: _Trial) -> tuple[tuple[str, Any], ...]:
     return tuple((key, flat[key]) for key in _TABLE if key in flat)
 
 
-def _best_setting(name: str, trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
+def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
     groups: dict[str, list[_Trial]] = defaultdict(list)
     for trial, setting in zip(trials, _without_followers(trials), strict=True):
         groups[setting].append(replace(trial, setting=setting))
@@ -151,7 +154,7 @@ def _best_setting(name: str, trials: Sequence[_Trial]) -> tuple[list[_Trial], li
         return groups[chosen], []
     flat = json.loads(chosen)
     fixed = ", ".join(f"{key}={flat.get(key)}" for key in varying)
-    return groups[chosen], [f"{name}: {len(groups)} settings were swept; this is the one at {fixed}."]
+    return groups[chosen], [f"{len(groups)} settings were swept; this is the one at {fixed}."]
 
 
 def _rank(trials: Sequence[_Trial]) -> tuple[int, float, int]:

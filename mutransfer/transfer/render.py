@@ -63,8 +63,14 @@ def number(part: Interval, form: str) -> str:
     """`0.03 [0.00, 0.08]`, without an interval where there is none."""
     if part.value is None:
         return "unknown"
-    value = format(part.value, form)
-    return value if part.low is None or part.high is None else f"{value} [{part.low:{form}}, {part.high:{form}}]"
+    value = _or_diverges(part.value, form)
+    if part.low is None or part.high is None:
+        return value
+    return f"{value} [{_or_diverges(part.low, form)}, {_or_diverges(part.high, form)}]"
+
+
+def _or_diverges(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "diverges"
 
 
 def _cells(row: Sequence[str], tag: str) -> str:

@@ -92,6 +92,7 @@ class ParameterizationTransfer:
             "control": self.is_control,
             "optimum": {_key(best.size): best.to_json() for best in self.optimum},
             **{name: getattr(self, name).to_json() for name in named},
+            "missing": {_key(size): list(values) for size, values in self.missing.items()},
             "curvature": {_key(best.size): best.curvature.to_json() for best in self.optimum},
             "curves": {_key(size): curve.to_json() for size, curve in self.curves.items()},
         }
@@ -129,6 +130,8 @@ class TransferReport:
 
     def to_json(self) -> dict[str, Any]:
         """The content of transfer.json."""
+        from mutransfer.transfer.grid import extension_overrides
+
         body = {
             "verdict": self.verdict,
             "subject": self.subject[0] if len(self.subject) == 1 else list(self.subject),
@@ -138,6 +141,7 @@ class TransferReport:
             "seeds": list(self.seeds),
             "thresholds": {"drift": MAX_DRIFT, "regret": MAX_REGRET},
             "parameterizations": {name: one.to_json() for name, one in self.parameterizations.items()},
+            "extend": extension_overrides(self),
             "notes": list(self.notes),
             "settings": self.settings,
             "hyperparameters": {key: report.to_json() for key, report in self.hyperparameters.items()},

@@ -1,0 +1,8 @@
+"""The page that says what was found: verdict first, then the figures, the numbers and the command."""
+
+from __future__ import annotations
+
+from mutransfer.report.environment import environment_of
+from mutransfer.report.write import write_report
+
+__all__ = ["environment_of", "write_report"]

@@ -1,0 +1,171 @@
+"""The parts of the page, each from the JSON of one verb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mutransfer.report import words
+from mutransfer.report.drawings import Drawing
+from mutransfer.report.markup import Markup, items, join, table, tag, text
+from mutransfer.report.words import Json
+
+TONES = {"transfers": "good", "pass": "good", "does not transfer": "bad", "fail": "bad", "undecided": "open"}
+SIGNS = {"good": "\u2713", "bad": "\u2717", "open": "?"}
+CHECK_WORDS = {
+    "pass": "every parameter's size and change keep to the law of its parameterization",
+    "fail": "a parameter's size or change grows or shrinks with width where it must not",
+    "undecided": "the intervals are too wide to tell: add seeds or widths",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of every parameterization."""
+
+    key: str
+    title: str
+    form: str
+
+
+COLUMNS = (
+    Column("drift", "drift", ".2f"),
+    Column("regret", "regret", ".2%"),
+    Column("loss_gap", "loss gap", ".2%"),
+    Column("curvature_slope", "curvature slope", "+.2f"),
+    Column("asymptotic_penalty", "limit gap", ".2%"),
+)
+
+
+def verdict(report: Json) -> Markup:
+    subjects = words.subjects(report)
+    entries = report["parameterizations"]
+    others = [name for name in entries if name not in subjects]
+    lines = [tag("p", words.evidence(name, entries[name], report)) for name in subjects]
+    reasons = items(f"{n}: {reason}." for n in subjects for reason in entries[n]["reasons"])
+    compared = [_compared(name, entries[name], report) for name in others]
+    add = items(join(["To settle it: ", tag("code", f"mutransfer sweep {one}")]) for one in report["extend"])
+    return banner(report["verdict"], words.headline(report), *lines, reasons, add, *compared)
+
+
+def banner(verdict: str, headline: str, *below: object) -> Markup:
+    tone = TONES.get(verdict, "open")
+    sign = tag("span", SIGNS[tone], class_="sign", aria_hidden="true")
+    return tag("section", tag("h1", sign, tag("span", headline)), *below, class_=f"banner {tone}")
+
+
+def _compared(name: str, one: Json, report: Json) -> Markup:
+    kind = "the control " if one.get("control") else ""
+    return tag(
+        "p",
+        f"For comparison, {kind}",
+        tag("b", name),
+        f": {one['verdict']}. {words.evidence(name, one, report)}",
+        class_="soft",
+    )
+
+
+def check_verdict(check: Json, *, first: bool) -> Markup:
+    verdict = str(check["verdict"])
+    sentence = f"Coordinate check: {verdict}. {CHECK_WORDS.get(verdict, '').capitalize()}."
+    culprits = items(_culprit(one) for one in check.get("culprits", ()))
+    return banner(verdict, sentence, culprits) if first else tag("section", tag("h2", sentence), culprits)
+
+
+def _culprit(one: Any) -> Markup:
+    if not isinstance(one, Mapping):
+        return text(one)
+    numbers = f" ({one['kind']}): measured {one['measured']:+.2f}, law {one['expected']:+.2f}. "
+    return join([tag("code", one["name"]), numbers, one.get("look_at", "")])
+
+
+def target(given: Json) -> Markup:
+    """What to train the large model with, to copy."""
+    rows = [
+        (tag("code", v["key"]), f"{v['value']:.4g}", v["rule"], v["source"])
+        for v in (*given["values"], *given["roles"])
+    ]
+    cautions = items(tag("b", f"Caution: {caution}.") for caution in given.get("cautions", ()))
+    return tag(
+        "section",
+        tag("h2", "Train the large model with"),
+        tag("pre", tag("code", given["command"]), class_="copy", tabindex="0", title="Click selects all of it"),
+        cautions,
+        tag("details", tag("summary", "Where each number comes from"), table(("", "value", "rule", "source"), rows)),
+    )
+
+
+def figures(heading: str, caption: object, drawings: Sequence[Drawing], *below: object) -> Markup:
+    inner = [tag("figure", Markup(d.svg), id=d.name, style=f"max-width:{d.width}px") for d in drawings]
+    drawn, said = tag("div", *inner, class_="figures"), tag("p", caption, class_="soft")
+    beside = tag("div", drawn, said, class_="beside" if len(inner) == 1 else "above")
+    return tag("section", tag("h2", heading), beside, *below)
+
+
+def numbers(report: Json) -> Markup:
+    """Everything that the verdict rests on, as a table."""
+    entries: Mapping[str, Json] = report["parameterizations"]
+    every = sorted({size for one in entries.values() for size in one["optimum"]}, key=float)
+    columns = [c for c in COLUMNS if any(one[c.key]["value"] is not None for one in entries.values())]
+    header = ("", "verdict", *(f"best at {size}" for size in every), *(c.title for c in columns))
+    rows = [_row(name, one, every, columns, report["x"]) for name, one in entries.items()]
+    title = f"Numbers, with {report['level']:.0%} intervals"
+    return tag("section", tag("h2", title), table(header, rows), items(report["notes"]), _glossary(report))
+
+
+def _row(name: str, one: Json, every: Sequence[str], columns: Sequence[Column], key: str) -> list[object]:
+    optimum = [_best(one["optimum"][size], key) if size in one["optimum"] else "" for size in every]
+    pill = tag("span", one["verdict"], class_=f"pill {TONES.get(one['verdict'], 'open')}")
+    return [name, pill, *optimum, *(_cell(words.spread(one[c.key], c.form)) for c in columns)]
+
+
+def _best(part: Json, key: str) -> Markup:
+    if key != words.LR:
+        return _cell(words.spread(part, ".3g"))
+    value, _, ends = words.octaves(part["log2"]).partition(" ")
+    return join(["2", tag("sup", value), tag("small", ends)])
+
+
+def _cell(spread: str) -> Markup:
+    """The value, and its interval below it."""
+    value, _, ends = spread.partition(" ")
+    return join([value, tag("small", ends)]) if ends else text(value)
+
+
+def _glossary(report: Json) -> Markup:
+    axis, what = report["axis"], words.hyperparameter(report["x"])
+    penalties = [one["asymptotic_penalty"].get("reason") for one in report["parameterizations"].values()]
+    limit = next((f" Not given here: {reason}." for reason in penalties if reason), "")
+    meanings = (
+        ("octave", "a factor of two."),
+        ("drift", f"how far the best {what} moves each time the {axis} doubles, in octaves; 0 is perfect transfer."),
+        ("regret", f"how much worse the largest model gets when it is trained at the smallest model's best {what}."),
+        ("loss gap", "best loss at the largest size against the best parameterization's."),
+        ("curvature slope", f"how the price of missing the best {what} grows with {axis}; above 0: less forgiving."),
+        ("limit gap", f"the loss gap, extrapolated to infinite {axis}.{limit}"),
+    )
+    inner = [part for word, meaning in meanings for part in (tag("dt", word), tag("dd", meaning))]
+    return tag("details", tag("summary", "What these words mean"), tag("dl", *inner))
+
+
+def slopes(check: Json) -> Markup:
+    judged = [one for one in check["slopes"] if one.get("law") is not None]
+    rows = [
+        (tag("code", s["name"]), s["kind"], str(s.get("role") or ""), words.spread(s, "+.2f"), f"{s['law']:+g}")
+        for s in judged
+    ]
+    if not rows:
+        return Markup("")
+    shown = table(("parameter", "of", "role", "exponent in width", "law"), rows)
+    return tag("details", tag("summary", f"All {len(rows)} exponents"), shown)
+
+
+def environment(given: Mapping[str, Any], command: str) -> Markup:
+    rows = [(name, str(value)) for name, value in given.items()]
+    return tag(
+        "section",
+        tag("h2", "Made by"),
+        tag("pre", tag("code", command or "(no command was recorded)"), class_="copy", tabindex="0"),
+        table(("", ""), rows) if rows else "",
+    )
