@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -18,8 +19,6 @@ from mutransfer.records import TrialRecord
 from mutransfer.sweep.store import Counts
 
 REDRAW_SECONDS = 0.5
-
-Row = tuple[str, int]
 
 
 class SweepProgress:
@@ -123,16 +122,24 @@ def best_table(records: Sequence[TrialRecord]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("parameterization", "width", "best lr", "val loss", "trials"):
         table.add_column(title, justify="left" if title == "parameterization" else "right")
-    for (name, width), losses in sorted(_losses(records).items()):
-        lr, loss = min(((lr, sum(of) / len(of)) for lr, of in losses.items()), key=lambda pair: pair[1])
-        table.add_row(name, str(width), power(lr), f"{loss:.4f}", str(sum(map(len, losses.values()))))
+    for (name, width), settings in sorted(_by_setting(records).items()):
+        best = min(settings.values(), key=_mean_loss)
+        trials = sum(len(of_setting) for of_setting in settings.values())
+        lr, loss = power(best[0].config["optimizer"]["lr"]), f"{_mean_loss(best):.4f}"
+        table.add_row(name, str(width), lr, loss, str(trials))
     return table
 
 
-def _losses(records: Sequence[TrialRecord]) -> dict[Row, dict[float, list[float]]]:
-    rows: dict[Row, dict[float, list[float]]] = {}
+def _by_setting(records: Sequence[TrialRecord]) -> dict[tuple[str, int], dict[str, list[TrialRecord]]]:
+    """Per parameterization and width, the finished trials that differ in nothing but their seed."""
+    rows: dict[tuple[str, int], dict[str, list[TrialRecord]]] = {}
     for record in records:
         if record.val_loss is not None:
             row = (record.config["parameterization"]["name"], record.config["model"]["width"])
-            rows.setdefault(row, {}).setdefault(record.config["optimizer"]["lr"], []).append(record.val_loss)
+            setting = json.dumps({**record.config, "seed": None}, sort_keys=True)
+            rows.setdefault(row, {}).setdefault(setting, []).append(record)
     return rows
+
+
+def _mean_loss(records: Sequence[TrialRecord]) -> float:
+    return sum(record.val_loss or 0.0 for record in records) / len(records)

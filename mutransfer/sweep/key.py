@@ -33,7 +33,8 @@ class Point:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], data_sha256: str) -> Point:
-        trial = {name: config[name] for name in (*TRIAL_SECTIONS, "device")}
+        device = str(config["device"]).partition(":")[0]  # the engine gives each worker one GPU, its cuda:0
+        trial = {**_physics(config), "device": device}
         return cls(
             id=_digest({"config": _physics(trial), "data": data_sha256}),
             key=trial_key(trial, data_sha256),

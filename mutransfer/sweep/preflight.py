@@ -11,7 +11,7 @@ import torch
 from mutransfer.sweep.trial import Trials
 from mutransfer.train.device import find_device
 
-_trials = Trials()
+_trials = Trials(threads=1)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

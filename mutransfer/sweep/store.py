@@ -21,6 +21,7 @@ from typing import Any, Self
 from mutransfer.errors import RunError
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.sweep.key import Point
+from mutransfer.sweep.sqlite import connect, readable_errors
 
 FILE_NAME = "sweep.sqlite"
 VERSION = 1
@@ -98,7 +99,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"Cannot make {path.parent}: {error.strerror}. Choose another run_dir.") from None
-        store = cls(path, _connect(path))
+        store = cls(path, connect(path))
         store._make_tables()
         return store
 
@@ -113,7 +114,7 @@ class Store:
         if not path.is_file():
             what = "does not exist" if not path.parent.exists() else f"is not a run directory: it has no {FILE_NAME}"
             raise RunError(f"{run_dir} {what}. Give the run_dir of a `mutransfer sweep`.")
-        store = cls(path, _connect(path))
+        store = cls(path, connect(path))
         store._check_version()
         return store
 
@@ -280,12 +281,12 @@ class Store:
             raise RunError(f"{self.path} was written by another version of mutransfer. Choose another run_dir.")
 
     def _read(self, query: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
-        with _readable_errors(self.path):
+        with readable_errors(self.path):
             return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _readable_errors(self.path):
+        with readable_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -324,32 +325,3 @@ def _record_crash(db: sqlite3.Connection, key: str, config: dict[str, Any], cras
         "UPDATE run SET status = 'failed', crashes = ?, record = ?, error = ?, finished = ? WHERE key = ?",
         (crashes, json.dumps(record.to_json()), error, time.time(), key),
     )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with _readable_errors(path):
-        connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        return connection
-
-
-@contextlib.contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise RunError(_explain(path, error)) from error
-
-
-def _explain(path: Path, error: sqlite3.Error) -> str:
-    text = str(error)
-    if "full" in text:
-        return (
-            f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
-        )
-    if "readonly" in text or "unable to open" in text:
-        return f"No permission to write {path}. Choose another run_dir, or change its permissions."
-    if "not a database" in text or "malformed" in text:
-        return f"{path} is damaged or not a sweep store ({text}). Move it away and run the sweep again."
-    return f"{path} cannot be used: {text}. It must lie on a local disk."

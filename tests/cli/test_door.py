@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,43 +17,52 @@ from mutransfer.cli.completion import candidates
 from mutransfer.errors import ConfigError, RunError
 
 VERBS = list(dispatch.VERBS)
-IMPORTS = """
-import sys
+COMMANDS: list[tuple[list[str], int]] = [
+    ([], 0),
+    (["--help"], 0),
+    (["--version"], 0),
+    *(([verb, "--help"], 0) for verb in VERBS),
+    (["sweeep"], 2),
+    (["train", "model.widht=3"], 2),
+    (["check", "widths=[64,128,250]"], 2),
+    (["sweep", "optimizer.lr=-1"], 2),
+    (["transfer", "no/such/run"], 2),
+    (["completion", "query", "mutransfer train model="], 0),
+]
+SCRIPT = """
+import json, sys
 from mutransfer.cli import main
-code = main(sys.argv[1:])
+codes = [main(words) for words in json.loads(sys.argv[1])]
 heavy = [name for name in ("torch", "wandb", "matplotlib", "transformers") if name in sys.modules]
-sys.exit(f"imported {heavy}" if heavy else code)
+print(json.dumps([codes, heavy]))
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        ([], 0),
-        (["--help"], 0),
-        (["--version"], 0),
-        *(([verb, "--help"], 0) for verb in VERBS),
-        (["sweeep"], 2),
-        (["train", "model.widht=3"], 2),
-        (["check", "widths=[64,128,250]"], 2),
-        (["sweep", "optimizer.lr=-1"], 2),
-        (["transfer", "no/such/run"], 2),
-        (["completion", "query", "mutransfer train model="], 0),
-    ],
-)
-def test_help_and_mistakes_load_nothing_heavy(words: list[str], code: int, tmp_path: Path) -> None:
+def run_alone(before: str, commands: list[list[str]], folder: Path) -> tuple[list[int], list[str]]:
+    """The exit codes of the commands in a fresh interpreter, and the heavy packages that were imported there."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", IMPORTS, *words]
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (finished.returncode, "Traceback" in finished.stderr) == (code, False), finished.stderr
+    command = [sys.executable, "-c", before + SCRIPT, json.dumps(commands)]
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    codes, heavy = json.loads(finished.stdout.splitlines()[-1])
+    return codes, heavy
+
+
+def test_help_and_mistakes_load_nothing_heavy_and_write_nothing(tmp_path: Path) -> None:
+    codes, heavy = run_alone("", [words for words, _ in COMMANDS], tmp_path)
+    assert codes == [code for _, code in COMMANDS]
+    assert heavy == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_that_check_would_notice_torch(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", "import torch\n" + IMPORTS, "--help"]
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert "imported ['torch'" in finished.stderr
+    assert run_alone("import torch", [["--help"]], tmp_path) == ([0], ["torch"])
+
+
+def test_the_module_runs_as_the_command_does(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    finished = command("swep")
+    assert finished.returncode == 2
+    assert finished.stderr == "mutransfer: mutransfer has no verb 'swep'. Did you mean 'sweep'?\n"
+    assert finished.stdout == ""
 
 
 def test_help_names_every_verb_and_how_to_complete(capsys: pytest.CaptureFixture[str]) -> None:

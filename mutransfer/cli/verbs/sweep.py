@@ -10,14 +10,14 @@ from rich.console import Console
 
 from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
-from mutransfer.cli.loggers import log_record, make_logger
+from mutransfer.cli.loggers import Logger, log_record, make_logger
 from mutransfer.cli.output import print_config
 from mutransfer.cli.progress import SweepProgress, best_table
 from mutransfer.records import TrialRecord, write_json
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.engine import LocalEngine
 from mutransfer.sweep.key import Point, sweep_id
-from mutransfer.sweep.points import Sweep, expand
+from mutransfer.sweep.points import expand
 from mutransfer.sweep.store import Counts, Store
 
 
@@ -29,32 +29,23 @@ def run(composer: Composer, arguments: Arguments) -> int:
     from mutransfer.sweep.preflight import fingerprint, gpus, preflight
 
     preflight(sweep.configs)
-    run_dir = Path(sweep.settings["run_dir"])
+    run_dir, logger = Path(sweep.settings["run_dir"]), make_logger(sweep.settings["logger"])
+    engine = _engine(sweep.settings["engine"], gpus(sweep.settings["device"]))
+    points = sweep.points(fingerprint)
     with Store.create(run_dir) as store:
-        points = _pinned(store, sweep, sweep.points(fingerprint))
-        engine = _engine(sweep.settings["engine"], gpus(sweep.settings["device"]))
-        records = _train(engine, points, store, sweep.settings)
+        for config in sweep.configs:
+            store.pin_data(config["data"], fingerprint(config))
+        records = _train(engine, points, store, logger)
         write_json(run_dir / "sweep.json", {"records": [record.to_json() for record in store.records()]})
     return _report(records, run_dir)
-
-
-def _pinned(store: Store, sweep: Sweep, points: list[Point]) -> list[Point]:
-    """Refuses a run directory whose trials saw another corpus under the same name."""
-    from mutransfer.sweep.preflight import fingerprint
-
-    for config in sweep.configs:
-        store.pin_data(config["data"], fingerprint(config))
-    return points
 
 
 def _engine(settings: Mapping[str, Any], gpus: tuple[str, ...]) -> LocalEngine:
     return LocalEngine(**{name: value for name, value in settings.items() if name != "name"}, gpus=gpus)
 
 
-def _train(
-    engine: LocalEngine, points: Sequence[Point], store: Store, settings: Mapping[str, Any]
-) -> list[TrialRecord]:
-    logger, sweep = make_logger(settings["logger"]), sweep_id(points)
+def _train(engine: LocalEngine, points: Sequence[Point], store: Store, logger: Logger) -> list[TrialRecord]:
+    sweep = sweep_id(points)
     with SweepProgress(lambda: store.records(sweep), Console()) as progress:
 
         def watch(counts: Counts, new: Sequence[TrialRecord]) -> None:
@@ -68,8 +59,8 @@ def _train(
 def _report(records: Sequence[TrialRecord], run_dir: Path) -> int:
     console = Console()
     console.print(best_table(records))
-    failed = [record for record in records if record.status == "failed"]
-    for record in failed[:5]:
+    failed = {record.key: record for record in records if record.status == "failed"}
+    for record in list(failed.values())[:5]:
         console.print(f"failed: {record.error}", markup=False, highlight=False)
     if failed:
         console.print(f"{len(failed)} trials failed. Add engine.retry_failed=true to try them again.", highlight=False)

@@ -1,0 +1,76 @@
+"""What a person sees while a sweep runs: live in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from mutransfer.cli.progress import SweepProgress, best_table, describe, power
+from mutransfer.records import TrialRecord
+from mutransfer.sweep.store import Counts
+
+
+def record(width: int = 32, lr: float = 2**-6, seed: int = 0, loss: float | None = 2.0, **values: Any) -> TrialRecord:
+    hp = {"lr": {"input": values.pop("embedding", 8.0)}}
+    model = {"name": "gpt", "width": width}
+    config = {"parameterization": {"name": "mup"}, "model": model, "optimizer": {"lr": lr}, "seed": seed, "hp": hp}
+    return TrialRecord(key=f"{width}{lr}{seed}", config=config, val_loss=loss, **({"status": "done"} | values))
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    with SweepProgress(list, console) as progress:
+        progress(Counts(pending=3, done=1), [])
+        progress(Counts(pending=1, done=3), [record(seed=1), record(seed=2)])
+    lines = shown(console).splitlines()
+    assert lines[0] == "4 trials, 1 of them finished before."
+    assert lines[1].startswith("[2/4] mup width 32, lr 2^-6, seed 1: val loss 2.0000")
+    assert lines[2].startswith("[3/4] mup width 32, lr 2^-6, seed 2")
+    assert len(lines) == 3
+
+
+def test_a_live_table_in_a_terminal_with_the_time_left() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    seconds = iter(range(0, 1000, 10))
+    with SweepProgress(lambda: [record()], console, clock=lambda: float(next(seconds))) as progress:
+        progress(Counts(pending=4), [])
+        progress(Counts(pending=1, running=2, done=1, failed=1, diverged=1, share=0.5), [record()])
+    text = shown(console)
+    assert "time left unknown" in text
+    assert "2 running, 1 diverged, 1 failed" in text
+    assert "about 0:" in text
+    assert "2.0000" in text
+
+
+def test_the_best_lr_is_of_the_mean_over_seeds_and_of_one_setting() -> None:
+    records = [
+        record(lr=2**-6, seed=0, loss=2.0),
+        record(lr=2**-6, seed=1, loss=2.4),
+        record(lr=2**-7, seed=0, loss=2.1),
+        record(lr=2**-7, seed=1, loss=2.1),
+        record(lr=2**-8, loss=None, status="diverged"),
+        record(lr=2**-7, seed=0, loss=9.0, embedding=1.0),
+        record(width=64, lr=2**-5, loss=1.5),
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(best_table(records))
+    rows = [line.split() for line in shown(console).splitlines()]
+    assert rows[1:] == [["mup", "32", "lr", "2^-7", "2.1000", "5"], ["mup", "64", "lr", "2^-5", "1.5000", "1"]]
+
+
+def test_a_failed_trial_says_why() -> None:
+    failed = record(loss=None, status="failed", error="no luck")
+    assert "seed 0: failed: no luck" in describe(failed)
+    assert "seed 0: diverged" in describe(record(loss=None, status="diverged"))
+
+
+def test_learning_rates_are_read_as_powers_of_two() -> None:
+    assert power(2**-6) == "lr 2^-6"
+    assert power(2**-6.5) == "lr 2^-6.5"
