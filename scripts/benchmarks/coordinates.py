@@ -32,7 +32,7 @@ class CheckSettings:
     seeds: int = 3
     parameterizations: tuple[str, ...] = ("mup", "sp")
     optimizers: tuple[str, ...] = ("adamw",)
-    guess: float = 120.0
+    guess: float = 180.0
 
 
 def check_part(settings: CheckSettings, device: torch.device) -> Part:
