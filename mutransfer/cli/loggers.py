@@ -47,7 +47,7 @@ class WandbLogger:
         self._settings = settings
         self._mode = os.environ.get("WANDB_MODE") or settings["mode"]
         if self._mode not in WANDB_MODES:
-            raise ConfigError(f"logger.mode={self._mode} does not exist. Known: {', '.join(WANDB_MODES)}.")
+            raise ConfigError(f"WANDB_MODE={self._mode} does not exist. Known: {', '.join(WANDB_MODES)}.")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run: Any = None

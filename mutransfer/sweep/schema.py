@@ -37,6 +37,12 @@ class Precision(Enum):
     bf16 = 2
 
 
+class WandbMode(Enum):
+    offline = 1
+    online = 2
+    disabled = 3
+
+
 class Resume(Enum):
     auto = 1
     never = 2
@@ -192,7 +198,7 @@ class NoLogger:
 @dataclass
 class WandbLogger:
     name: str
-    mode: str
+    mode: WandbMode
     project: str
     entity: str | None
     group: str | None

@@ -91,6 +91,47 @@ def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.C
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=text", "data.path=missing.txt"], "missing.txt"),
+        (["data=text", "data.path=short.txt"], "short.txt"),
+        (["data=text", "data.path=empty.txt"], "empty.txt"),
+        (["data=text", "data.path=."], "Is a directory"),
+        (["model=factory", "model.path=nowhere:make"], "model.path=nowhere:make cannot be imported"),
+        (["model=factory", "model.path=broken:make"], "ZeroDivisionError"),
+        (["model.width=100"], "must be a multiple of model.head_dim=16"),
+        (["device=cuda:99"], "device=cuda:99 cannot be used here"),
+        (["run_dir=short.txt/run", *TINY], "Cannot make short.txt/run"),
+        (["engine.workers=0", *TINY], "engine.workers=0"),
+        (
+            ["logger=wandb", "logger.mode=sometimes", *TINY],
+            "logger.mode: Invalid value 'sometimes', expected one of [offline",
+        ),
+    ],
+)
+def test_bad_input_ends_a_sweep_before_it_starts(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("short.txt").write_text("to be or not")
+    Path("empty.txt").touch()
+    Path("broken.py").write_text("def make(width):\n    return 1 / 0\n")
+    assert main(["sweep", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_reports_each_new_trial_to_wandb_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("mutransfer.cli.verbs.sweep.log_record", lambda _, record: reported.append(record.key))
+    with Store.create("out") as store:
+        for seeds in ("seed=0", "seed=0,1"):
+            main(["sweep", "model.width=32", "run_dir=out", "engine.workers=1", seeds, *TINY])
+        assert sorted(reported) == sorted({record.key for record in store.records()})
+
+
 def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     data = {"name": "stdlib", "batch_size": 2, "seq_len": 16}
     with Store.create("out") as store:
