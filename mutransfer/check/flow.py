@@ -1,0 +1,191 @@
+"""What becomes of a result further on: the numbers it is multiplied by, softmax scales, and the residual stream."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mutransfer.check.operands import Call
+
+_COPIES = frozenset({"clone", "_to_copy", "neg", "_unsafe_view", "contiguous"})
+_PRODUCTS = frozenset({"bmm", "baddbmm"})
+_KEEPS = frozenset({"add", "sub", "cat", "masked_fill", "where", "index"})
+_SDPA = "_scaled_dot_product"
+_MASKED = -1e9
+"""Logits below it are a mask, not a product."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is known of one activation.
+
+    Attributes:
+        uses: (number of a parameter's use, what its contribution was multiplied by since) as long as nothing but
+            numbers and biases meets it.
+        numel: its size when it was made; a part of it is not followed.
+        gain: product of the numbers it was multiplied by since it was made.
+        contracted: for a product of two activations, the size that was summed over (else 0).
+        ancestors: bit set of the activations it was made from.
+    """
+
+    uses: tuple[tuple[int, float], ...] = ()
+    numel: int = 0
+    gain: float = 1.0
+    contracted: int = 0
+    ancestors: int = 0
+
+    def times(self, number: float) -> Flow:
+        return replace(self, gain=self.gain * number, uses=tuple((use, gain * number) for use, gain in self.uses))
+
+
+@dataclass
+class Flows:
+    """Follows every activation of one forward pass.
+
+    Attributes:
+        settle: called with (use, gain) once a contribution enters something else than a number's product. An
+            attention product takes q and k without the softmax scale that may have been multiplied into them.
+        is_constant: whether a tensor is independent of the batch.
+        scales: attention site -> (head_dim, effective softmax scale).
+        logits, stream: site -> the attention logits, the residual stream after an addition.
+    """
+
+    settle: Callable[[int, float], None]
+    is_constant: Callable[[Tensor], bool]
+    scales: dict[str, tuple[int, float]] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    stream: dict[str, Tensor] = field(default_factory=dict)
+    _flows: dict[int, Flow] = field(default_factory=dict)
+    _order: dict[int, int] = field(default_factory=dict)
+
+    def of(self, tensor: Tensor) -> Flow:
+        return self._flows.get(storage(tensor), Flow(numel=tensor.numel()))
+
+    def follow(self, call: Call, out: Tensor, uses: Sequence[int], module: str) -> None:
+        """Notes what `out` is, given what the call's activations were; `uses` are those that this call itself makes."""
+        tensors = [t for _, t in call.operands()]
+        activations = [t for t in tensors if not self.is_constant(t)]
+        flows = [self._part(t) for t in activations]
+        self._read_attention(call, flows, module)
+        self._read_stream(call, activations, out, module)
+        flow = self._made_by(call, activations, tensors, flows, [(use, 1.0) for use in uses])
+        ancestors = self._ancestry(activations, flows)
+        self._flows[storage(out)] = replace(flow, ancestors=ancestors, numel=out.numel())
+
+    def _part(self, tensor: Tensor) -> Flow:
+        """A part (k of a fused qkv) does not carry the whole's contributions further."""
+        flow = self.of(tensor)
+        if tensor.numel() == flow.numel:
+            return flow
+        self._settle([flow])
+        return replace(flow, uses=())
+
+    def _made_by(
+        self,
+        call: Call,
+        activations: list[Tensor],
+        tensors: list[Tensor],
+        flows: list[Flow],
+        uses: list[tuple[int, float]],
+    ) -> Flow:
+        number = self._number(call, tensors)
+        if number is not None and len(flows) == 1:
+            return flows[0].times(number)
+        if call.name in ("add", "sub") and uses and len(flows) == 1:  # a bias: the sum is still being made
+            return replace(flows[0], uses=(*flows[0].uses, *uses))
+        is_product = call.name in _PRODUCTS and len(flows) == 2
+        self._settle(flows, scaled=not (is_product or call.name.startswith(_SDPA)))
+        if is_product:
+            gain = flows[0].gain * flows[1].gain * float(call.arguments.get("alpha", 1))
+            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]))
+        return replace(self._rearranged(call, flows), uses=tuple(uses))
+
+    def _settle(self, flows: list[Flow], *, scaled: bool = True) -> None:
+        for flow in flows:
+            for use, gain in flow.uses:
+                self.settle(use, gain if scaled else 1.0)
+
+    def finish(self) -> None:
+        """The results that nothing more happened to, the model's output among them."""
+        self._settle(list(self._flows.values()))
+
+    def _number(self, call: Call, tensors: list[Tensor]) -> float | None:
+        """The number that this call multiplies by; None where it does something else."""
+        if call.name in _COPIES:
+            return 1.0
+        other = call.arguments.get("other")
+        if call.name not in ("mul", "div"):
+            return None
+        if isinstance(other, Tensor):
+            constant = next((t for t in tensors if t.ndim == 0 and self.is_constant(t)), None)
+            if constant is None or (call.name == "div" and constant is not other):
+                return None
+            other = constant.item()
+        return abs(float(other)) if call.name == "mul" else 1 / abs(float(other))
+
+    def _rearranged(self, call: Call, flows: list[Flow]) -> Flow:
+        """Rotations and masks keep what is known of q and of the logits: mul by a constant, sums of equal gains."""
+        keeps = call.name in _KEEPS or (call.name == "mul" and len(flows) == 1)
+        if not keeps or len({flow.gain for flow in flows}) != 1:
+            return Flow()
+        return Flow(gain=flows[0].gain, contracted=max(flow.contracted for flow in flows))
+
+    def _ancestry(self, activations: list[Tensor], flows: list[Flow]) -> int:
+        bits = 0
+        for tensor, flow in zip(activations, flows, strict=True):
+            bits |= flow.ancestors | 1 << self._order.setdefault(storage(tensor), len(self._order))
+        return bits
+
+    def _read_attention(self, call: Call, flows: list[Flow], module: str) -> None:
+        if call.name.startswith(_SDPA):
+            q, k = call.arguments["query"], call.arguments["key"]
+            given = call.arguments.get("scale")
+            scale = float(given) if given is not None else 1 / math.sqrt(q.shape[-1])
+            gain = self.of(q).gain * self.of(k).gain
+            self._note(module, q.shape[-1], scale * gain, torch.matmul(q, _expanded(k, q).mT).float() * scale)
+        elif "softmax" in call.name and "log" not in call.name and flows and flows[0].contracted:
+            logits: Tensor = call.arguments["self"].float()
+            self._note(module, flows[0].contracted, flows[0].gain, logits.where(logits > _MASKED, 0))
+
+    def _note(self, module: str, head_dim: int, scale: float, logits: Tensor) -> None:
+        site = _unused(module, self.scales)
+        self.scales[site] = (int(head_dim), scale)
+        self.logits[site] = logits
+
+    def _read_stream(self, call: Call, activations: list[Tensor], out: Tensor, module: str) -> None:
+        """`x + f(x)`: one operand is what the other was made from (a rotation's sum is not)."""
+        if call.name != "add" or len(activations) != 2 or activations[0].shape != activations[1].shape:
+            return
+        for x, branch in (activations, activations[::-1]):
+            if storage(x) in self._order and self.of(branch).ancestors >> self._order[storage(x)] & 1:
+                self.stream[_unused(module, self.stream)] = out.float().clone()
+                return
+
+
+def storage(tensor: Tensor) -> int:
+    """Views of one memory share it. Valid while the tensor is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def rms(tensor: Tensor) -> float:
+    """Root of the mean square over all entries; 0 for an empty tensor."""
+    if not tensor.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) / math.sqrt(tensor.numel())
+
+
+def _expanded(k: Tensor, q: Tensor) -> Tensor:
+    """Grouped-query kernels take fewer key heads than query heads."""
+    heads = q.shape[-3] // k.shape[-3] if k.ndim > 2 else 1
+    return k.repeat_interleave(heads, dim=-3) if heads > 1 else k
+
+
+def _unused(name: str, known: Container[str]) -> str:
+    """The name itself, or with the number of its repetition where a module attends or adds several times."""
+    numbered = (f"{name}#{number}" for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in known)

@@ -1,0 +1,162 @@
+"""What a coordinate check found: printed, saved, drawn, and as the exit code of a verb."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mutransfer.check.slopes import MARGIN, Listed, Slope
+from mutransfer.check.verdict import Culprit, Softmax, Verdict
+from mutransfer.records import jsonable, write_json
+
+FORMAT = 1
+"""Version of the JSON that `save` writes."""
+EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
+SHOWN_CULPRITS = 5
+_MARKS = {"inside": "ok", "outside": "OUTSIDE", "undecided": "?"}
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a parameterization that must not pass did under the same check."""
+
+    name: str
+    verdict: Verdict
+    worst: str
+
+
+@dataclass(frozen=True)
+class CoordReport:
+    """The coordinate check of one model, parameterization and optimizer.
+
+    Attributes:
+        verdict: "pass", "fail" or "undecided".
+        parameterization, source, optimizer, lr, lr_from, widths, seeds, steps, batch: what was run.
+        slopes: per parameter use (judged) and per module, attention site and residual sum (for the plot).
+        softmax: effective softmax scales, where head_dim grows.
+        listed: parameters that are not judged, and why.
+        culprits: what lies wholly outside the law, the cause first.
+        control: how the control did; None where the subject does not pass or is itself a control.
+        implied: role -> exponents that the table's own cells imply, for information.
+        cpu_seconds: of the whole check.
+    """
+
+    verdict: Verdict
+    parameterization: str
+    source: str
+    optimizer: str
+    lr: float
+    lr_from: str
+    widths: tuple[int, ...]
+    seeds: int
+    steps: int
+    batch: str
+    slopes: tuple[Slope, ...]
+    softmax: tuple[Softmax, ...]
+    listed: tuple[Listed, ...]
+    culprits: tuple[Culprit, ...]
+    control: Control | None
+    implied: Mapping[str, Mapping[str, float]]
+    cpu_seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def judged(self) -> tuple[Slope, ...]:
+        return tuple(slope for slope in self.slopes if slope.law is not None)
+
+    def slope(self, name: str, kind: str = "change") -> Slope:
+        """The measured exponent of one parameter use or module. Raises KeyError where there is none."""
+        for slope in self.slopes:
+            if slope.name == name and slope.kind == kind:
+                return slope
+        raise KeyError(f"No {kind} slope of {name!r} was measured.")
+
+    @property
+    def reason(self) -> str:
+        """The verdict in one sentence."""
+        if self.verdict == "pass":
+            return f"all {len(self.judged)} intervals lie inside the law +-{MARGIN:g}"
+        if self.verdict == "fail":
+            first = self.culprits[0]
+            return f"{first.name} ({first.kind}) is {first.measured:+.3g} where the law says {first.expected:+.3g}"
+        if self.control is not None and self.control.verdict == "pass":
+            return f"the control ({self.control.name}) passes too, so this check cannot tell right from wrong here"
+        open_ = [slope.name for slope in self.judged if slope.status == "undecided"]
+        if not open_:
+            return "nothing could be judged"
+        return f"{len(open_)} intervals straddle the line, {open_[0]} among them: more seeds or a larger range of widths"
+
+    def __str__(self) -> str:
+        widths = ", ".join(str(width) for width in self.widths)
+        lines = [
+            f"coordinate check: {self.verdict.upper()}: {self.reason}",
+            f"{self.parameterization} with {self.optimizer}, lr {self.lr:g} ({self.lr_from}), widths {widths}, "
+            f"{self.seeds} seeds, {self.steps} steps on {self.batch}, {self.cpu_seconds:.1f} CPU-seconds",
+            "",
+            *_table(self._rows()),
+        ]
+        lines += [f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax]
+        lines += [f"not judged: {item.parameter}: {item.why}" for item in self.listed]
+        if self.control is not None:
+            lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
+        for number, culprit in enumerate(self.culprits[:SHOWN_CULPRITS]):
+            lines.append(f"{'culprit' if number == 0 else 'perhaps its consequence'}: {culprit.name} ({culprit.kind}): {culprit.look_at}")
+        if len(self.culprits) > SHOWN_CULPRITS:
+            lines.append(f"... and {len(self.culprits) - SHOWN_CULPRITS} more")
+        if self.verdict != "pass" and self.implied:
+            lines.append("the table's own cells imply: " + self._implied_words())
+        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        by_name: dict[str, dict[str, Slope]] = {}
+        for slope in sorted(self.judged, key=lambda slope: slope.order):
+            by_name.setdefault(slope.name, {})[slope.kind] = slope
+        rows: list[tuple[str, ...]] = [("parameter", "role", "at init", "law", "", "change", "law", "")]
+        for name, kinds in by_name.items():
+            role = next(iter(kinds.values())).role
+            rows.append((name, str(role), *_cells(kinds.get("init")), *_cells(kinds.get("change"))))
+        return rows
+
+    def _implied_words(self) -> str:
+        return "; ".join(f"{role}: init {e['init']:+g}, change {e['change']:+g}" for role, e in self.implied.items())
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        title = html.escape(f"Coordinate check: {self.verdict}: {self.reason}")
+        return f"<p><b>{title}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report in JSON's types; `mutransfer.figures.coordinates` draws from it alone."""
+        fields = asdict(self)
+        fields["slopes"] = [asdict(slope) | {"status": slope.status} for slope in self.slopes]
+        extra = {"format": FORMAT, "kind": "mutransfer coordinate check", "reason": self.reason, "margin": MARGIN}
+        return {**extra, **jsonable(fields)}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the report as JSON. Raises RunError where the path cannot be written."""
+        return write_json(path, self.to_json())
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws contributions and activations against width; the format follows the suffix (.svg, .png, .pdf)."""
+        from mutransfer.figures.coordinates import save_coordinates
+
+        return save_coordinates(self.to_json(), path)
+
+
+def _cells(slope: Slope | None) -> tuple[str, str, str]:
+    if slope is None:
+        return "-", "", ""
+    return f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]", f"{slope.law:+g}", _MARKS[slope.status]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    columns = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(size) for cell, size in zip(row, columns, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,147 @@
+"""One short training run of one size and seed, measured at init and after its last steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from mutransfer.check.batches import Loss, described
+from mutransfer.check.flow import rms
+from mutransfer.check.measure import Snapshot, measure
+from mutransfer.errors import ConfigError
+from mutransfer.train.precision import Precision, find_precision
+
+FIRST_STEP = 2
+"""The first step that counts: the change of step 1 alone is noise."""
+FP32 = find_precision("fp32")
+NO_GRADIENT = 1e-6
+"""A gradient this much smaller than the model's typical one is zero by symmetry and rounding."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: how a model of one size is made ready to train.
+
+    Attributes:
+        name: of the parameterization.
+        make: width -> the model and its optimizer.
+        carried: width -> (parameter -> the factor that it carries for another tensor, where that is not 1).
+    """
+
+    name: str
+    make: Callable[[int], tuple[nn.Module, Optimizer]]
+    carried: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every run trains.
+
+    Attributes:
+        steps: optimizer steps; those from the second on are averaged.
+        batch: (model, seed) -> the batch that the run repeats.
+        loss: (model, batch) -> scalar.
+        precision: of the training steps; measurements are in float32.
+    """
+
+    steps: int
+    batch: Callable[[nn.Module, int], Any]
+    loss: Loss
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run showed.
+
+    Attributes:
+        init, later: at init, and after each step that counts.
+        without_gradient: parameters whose gradient is zero by symmetry.
+        frozen: parameters that are not trained.
+        carried: see `Subject`.
+        batch: the shapes that it trained on.
+    """
+
+    init: Snapshot
+    later: Sequence[Snapshot]
+    without_gradient: frozenset[str]
+    frozen: frozenset[str]
+    carried: Mapping[str, float]
+    batch: str
+
+
+class Diverged(Exception):
+    """A loss that is not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
+    """Trains one fresh model for a few steps; the caller's random state is untouched.
+
+    Raises:
+        Diverged: a loss that is not finite.
+    """
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(seed)
+        model, optimizer = subject.make(width)
+        _still(model)
+        batch = training.batch(model, seed)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        init = measure(model, lambda m: training.loss(m, batch))
+        later, gradients = [], dict.fromkeys(start, 0.0)
+        for step in range(1, training.steps + 1):
+            for name, ratio in _step(model, optimizer, batch, training, step).items():
+                gradients[name] = max(gradients[name], ratio)
+            if step >= min(FIRST_STEP, training.steps):
+                later.append(measure(model, lambda m: training.loss(m, batch), start, init))
+        frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+        still = frozenset(name for name, size in gradients.items() if size < NO_GRADIENT) - frozen
+        return Run(init, later, still, frozen, subject.carried(width), described(batch))
+
+
+def _still(model: nn.Module) -> None:
+    """No dropout; BatchNorm by the batch's own statistics, as in training."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+
+
+def _step(model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int) -> dict[str, float]:
+    """One update; returns the sizes of the gradients in float32, where symmetric ones can be told from rounding."""
+    _backward(model, optimizer, batch, training, step, FP32)
+    sizes = _gradient_sizes(model)
+    if training.precision != FP32:
+        _backward(model, optimizer, batch, training, step, training.precision)
+    optimizer.step()
+    return sizes
+
+
+def _backward(
+    model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int, precision: Precision
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    with precision.context(next(model.parameters()).device):
+        loss = training.loss(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")
+    if not math.isfinite(loss.item()):
+        raise Diverged(step)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _gradient_sizes(model: nn.Module) -> dict[str, float]:
+    """RMS of each gradient over the median of all."""
+    sizes = {n: rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    typical = sorted(sizes.values())[len(sizes) // 2] if sizes else 0.0
+    return {name: size / typical if typical else 0.0 for name, size in sizes.items()}

@@ -1,0 +1,190 @@
+"""Own contributions: one forward pass that also asks of every op what each parameter alone brings into its result.
+
+Every parameter has a *shadow*: its change W_t - W_0, or W_0 itself at init. A tensor that is made of parameters alone
+(a view, a copy, `1 + w`, a mask times w) gets its shadow by the same op. Where such a tensor meets an activation, the
+op is asked again with the shadow in the parameter's place. No module registry and no names: fused, transposed, tied
+and functional parameters need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mutransfer.check.flow import Flows, rms, storage
+from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in
+
+_LITERALS = frozenset({"lift", "lift_fresh", "lift_fresh_copy"})
+"""What `torch.tensor(0.5)` comes to inside a forward pass."""
+
+Key = tuple[str, int]
+"""A parameter's name and the number of its use: 0, 1, ... in execution order."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One op that takes a parameter and an activation.
+
+    Attributes:
+        parameter, index: whose use, and the how manieth.
+        op, module: what used it, and where.
+        lookup: whether rows are gathered.
+        fan_in: number of its entries that are summed into one of the result; 1 where nothing is contracted.
+        fan_out: number of its entries over fan_in.
+        size: RMS of the contribution as it enters what follows.
+    """
+
+    parameter: str
+    index: int
+    op: str
+    module: str
+    lookup: bool
+    fan_in: int
+    fan_out: int
+    size: float
+
+    @property
+    def key(self) -> Key:
+        return self.parameter, self.index
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A tensor made of parameters alone, and each parameter's share of it, laid out alike."""
+
+    tensor: Tensor
+    shares: Mapping[str, Tensor]
+
+    def seen_through(self, view: Tensor) -> dict[str, Tensor]:
+        offset = view.storage_offset() - self.tensor.storage_offset()
+        layout = (view.shape, view.stride())
+        return {n: s.as_strided(*layout, s.storage_offset() + offset) for n, s in self.shares.items()}
+
+
+class ShadowMode(TorchDispatchMode):
+    """Records every use of every parameter while a forward pass runs under it, and what flows on from there.
+
+    Args:
+        shadows: parameter name -> (the tensor, its shadow).
+        constants: buffers.
+        initial: the shadows are whole values, not changes.
+        module: the path of the module that is running.
+
+    Attributes:
+        paused: while set, ops run unseen.
+    """
+
+    def __init__(
+        self,
+        shadows: Mapping[str, tuple[Tensor, Tensor]],
+        constants: Iterator[Tensor],
+        *,
+        initial: bool,
+        module: Callable[[], str],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.uses: list[Use] = []
+        self.flows = Flows(self._settle, self._is_constant)
+        self._gains: dict[int, float] = {}
+        self._counts: dict[str, int] = {}
+        self._initial, self._module = initial, module
+        self._made = {storage(t): _Made(t, {name: _laid_out(s, t)}) for name, (t, s) in shadows.items()}
+        self._constants = {storage(t) for t in constants}
+        self.paused = False
+        self._alive: list[Tensor] = []  # memory is told apart by address: none may be freed
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.paused:
+            return func(*args, **(kwargs or {}))
+        call = Call.bind(func, args, kwargs or {})
+        operands = dict(call.operands())
+        shares = {o: made.seen_through(t) for o, t in operands.items() if (made := self._made.get(storage(t)))}
+        meets = any(not self._is_constant(t) for t in operands.values()) or call.name == "copy"
+        uses = self._record(call, operands, shares) if shares and meets else range(0)
+        out = func(*args, **(kwargs or {}))
+        result = out[0] if isinstance(out, list | tuple) and out else out
+        if isinstance(result, Tensor):
+            self._place(call, operands, shares, result, uses, meets)
+        return out
+
+    def _record(
+        self, call: Call, operands: Mapping[Operand, Tensor], shares: Mapping[Operand, Mapping[str, Tensor]]
+    ) -> range:
+        first = len(self.uses)
+        for operand, by_parameter in shares.items():
+            for parameter, share in by_parameter.items():
+                size = rms(contribution(call, operand, share))
+                summed = fan_in(call, operand, operands[operand])
+                index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
+                self.uses.append(
+                    Use(
+                        parameter,
+                        index,
+                        call.name,
+                        self._module(),
+                        call.name in LOOKUPS,
+                        summed,
+                        share.numel() // summed,
+                        size,
+                    )
+                )
+        return range(first, len(self.uses))
+
+    def _place(
+        self,
+        call: Call,
+        operands: Mapping[Operand, Tensor],
+        shares: Mapping[Operand, Mapping[str, Tensor]],
+        out: Tensor,
+        uses: Sequence[int],
+        meets: bool,
+    ) -> None:
+        """Says of the result what it is: made of parameters, constant, or an activation."""
+        self._alive.append(out)
+        if not call.func._schema.is_mutable and any(storage(out) == storage(t) for t in operands.values()):
+            return  # a view
+        if meets and call.name not in _LITERALS:
+            self._constants.discard(storage(out))
+            self.flows.follow(call, out, uses, self._module())
+        elif shares and out.is_floating_point():
+            self._made[storage(out)] = _Made(out, self._shares_of(call, shares, out))
+        else:
+            self._constants.add(storage(out))
+
+    def _shares_of(
+        self, call: Call, shares: Mapping[Operand, Mapping[str, Tensor]], out: Tensor
+    ) -> dict[str, Tensor]:
+        parameters = dict.fromkeys(name for by_parameter in shares.values() for name in by_parameter)
+        made = {}
+        for name in parameters:
+            own = {operand: by[name] for operand, by in shares.items() if name in by}
+            made[name] = _laid_out(combined(call, own, initial=self._initial), out)
+        return made
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        return storage(tensor) in self._constants or storage(tensor) in self._made
+
+    def _settle(self, use: int, gain: float) -> None:
+        self._gains.setdefault(use, gain)
+
+    def finish(self) -> tuple[Use, ...]:
+        """Every use in execution order, once the forward pass is over."""
+        self.flows.finish()
+        return tuple(_scaled(use, self._gains.get(number, 1.0)) for number, use in enumerate(self.uses))
+
+
+def _laid_out(share: Tensor, like: Tensor) -> Tensor:
+    if share.stride() == like.stride() and share.shape == like.shape:
+        return share
+    return torch.empty_strided(like.shape, like.stride(), dtype=share.dtype, device=share.device).copy_(share)
+
+
+def _scaled(use: Use, gain: float) -> Use:
+    return Use(**{**vars(use), "size": use.size * gain})
