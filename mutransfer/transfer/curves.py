@@ -76,18 +76,22 @@ class Curve:
         """The values to add so that the optimum lies between tried ones; empty when it does."""
         at, step, last = self.lowest, self.spacing, len(self.x) - 1
         if at == 0:
-            return tuple(2.0 ** (self.x[0] - step * k) for k in (2, 1))
+            return _powers(self.x[0] - 2 * step, self.x[0] - step)
         if at == last:
-            return tuple(2.0 ** (self.x[-1] + step * k) for k in (1, 2))
+            return _powers(self.x[-1] + step, self.x[-1] + 2 * step)
         gap = self.x[at + 1] - self.x[at]
         if np.isinf(self.mean[at + 1]) and gap > CLIFF + 1e-9:
-            return (2.0 ** (self.x[at] + gap / 2),)
+            return _powers(self.x[at] + gap / 2)
         return ()
 
     def counts(self) -> Array:
         """Trials behind each usable mean."""
         n: Array = np.isfinite(self.losses[:, self.usable]).sum(0).astype(float)
         return n
+
+
+def _powers(*log2: float) -> tuple[float, ...]:
+    return tuple(float(2.0**at) for at in log2)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _unbracketed(fit: Fit) -> tuple[float, ...]:
     goal, curve = float(fit.measured.position[0]), fit.curves[-1]
     end, step = (curve.x[-1], curve.spacing) if goal > curve.x[-1] else (curve.x[0], -curve.spacing)
     count = math.ceil((goal - end) / step)
-    return tuple(sorted(2.0 ** (end + step * k) for k in range(1, count + 1)))
+    return tuple(sorted(float(2.0 ** (end + step * k)) for k in range(1, count + 1)))
 
 
 def _measured(curve: Curve) -> Measured:

@@ -5,6 +5,7 @@ Everything takes the losses of many resampled curves at once: `y` has shape (...
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +72,17 @@ def _local(x: Array, inside: NDArray[np.bool_], centre: int) -> Array:
     used = inside & (np.abs(x - x[centre]) <= REACH + 1e-9)
     nearest = int(np.clip(centre, 1, len(x) - 2))
     used[nearest - 1 : nearest + 2] = True
-    degree = 3 if used.sum() > 3 else 2
-    rows = np.zeros((3, len(x)))
-    rows[:degree, used] = np.linalg.pinv(np.vander(x[used] - x[centre], degree + 1, increasing=True))[1:]
+    return _rows(tuple(np.round(x - x[centre], 9).tolist()), tuple(used.tolist()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows(offsets: tuple[float, ...], used: tuple[bool, ...]) -> Array:
+    """Sweeps mostly repeat one grid at every size, and so these."""
+    degree = 3 if sum(used) > 3 else 2
+    near = np.array(offsets)[list(used)]
+    rows = np.zeros((3, len(offsets)))
+    rows[:degree, used] = np.linalg.pinv(np.vander(near, degree + 1, increasing=True))[1:]
+    rows.flags.writeable = False
     return rows
 
 

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mutransfer.errors import ConfigError
+from mutransfer.transfer import Point, analyze, extension_overrides, missing_values
+
+
+def parabola(
+    name="mup", *, best=(-6, -6, -6), sizes=(32, 64, 128), lrs=range(-9, -2), seeds=(0, 1), noise=0.001, sharp=0.1
+):
+    """Exact parabolas with a little noise, `best[k]` at `sizes[k]`."""
+    rng = np.random.default_rng(3)
+    return [
+        Point(name, size, 2.0**lr, seed, 2 + sharp * (lr - at) ** 2 + 0.1 * seed + rng.normal(0, noise))
+        for size, at in zip(sizes, best, strict=True)
+        for lr in lrs
+        for seed in seeds
+    ]
+
+
+class TestVerdict:
+    def test_an_optimum_that_stays_transfers(self):
+        report = analyze(parabola())
+        assert report.verdict == "transfers"
+        assert report.exit_code == 0
+        assert report["mup"].drift.low == 0
+        assert report["mup"].drift.high < 0.1
+
+    def test_a_planted_drift_of_one_octave_is_recovered_and_rejected(self):
+        report = analyze(parabola(best=(-5, -6, -7), lrs=range(-9, -2)))
+        found = report["mup"]
+        assert report.verdict == "does not transfer"
+        assert report.exit_code == 1
+        assert found.slope.low <= -1 <= found.slope.high
+        assert found.drift.value == pytest.approx(1, abs=0.02)
+        assert found.regret.value == pytest.approx(0.1 * 2**2 / 2.05, rel=0.02)
+
+    def test_a_small_drift_that_costs_much_does_not_transfer(self):
+        """0.2 octaves per doubling is inside the drift's line, but this valley is sharp."""
+        found = analyze(parabola(best=(-6, -6.2, -6.4), sharp=1.0))["mup"]
+        assert found.drift.high < 0.25
+        assert found.regret.low > 0.005
+        assert found.verdict == "does not transfer"
+
+    def test_flat_losses_are_undecided(self):
+        report = analyze(parabola(sharp=0.0, noise=0.01))
+        assert report.verdict == "undecided"
+        assert report.exit_code == 3
+
+    def test_one_seed_is_undecided_and_says_why(self):
+        report = analyze(parabola(seeds=(0,)))
+        found = report["mup"]
+        assert report.verdict == "undecided"
+        assert found.drift.value == pytest.approx(0, abs=0.02)
+        assert (found.drift.low, found.drift.high, found.regret.low) == (None, None, None)
+        assert "seed" in found.reasons[0]
+
+    def test_the_subject_is_what_is_not_a_control(self):
+        report = analyze([*parabola("mup"), *parabola("sp", best=(-5, -6, -7))])
+        assert (report.verdict, report.subject) == ("transfers", ("mup",))
+        assert report["sp"].verdict == "does not transfer"
+        assert report["sp"].is_control
+
+    def test_the_subject_can_be_named_and_of_several_the_worst_counts(self):
+        points = [*parabola("mup"), *parabola("sp", best=(-5, -6, -7))]
+        assert analyze(points, subject="sp").verdict == "does not transfer"
+        assert analyze(points, subject=["mup", "sp"]).verdict == "does not transfer"
+
+    def test_a_sweep_of_a_control_alone_is_about_that_control(self):
+        assert analyze(parabola("sp")).subject == ("sp",)
+
+
+class TestRaggedSweeps:
+    def test_sizes_may_have_different_values(self):
+        points = [p for p in parabola() if p.size != 128 or p.lr > 2**-8.5]
+        assert analyze(points).verdict == "transfers"
+
+    def test_a_missing_trial_does_not_move_the_curve(self):
+        """Seeds differ by 0.1 everywhere: a plain mean over those present would dent the curve where one is missing."""
+        points = [p for p in parabola() if (p.size, p.lr, p.seed) != (64, 2**-5, 1)]
+        assert analyze(points)["mup"].optimum[1].log2.value == pytest.approx(-6, abs=0.02)
+
+    def test_unpaired_seeds_are_said_and_widen_the_interval(self):
+        paired = parabola()
+        loose = [
+            Point(p.parameterization, p.size, p.lr, p.seed + round(100 - 10 * math.log2(p.lr)), p.loss) for p in paired
+        ]
+        report = analyze(loose)
+        assert any("seeds differ" in note for note in report.notes)
+        assert report["mup"].drift.high > 2 * analyze(paired)["mup"].drift.high
+
+    def test_a_diverged_trial_is_a_result(self):
+        points = [
+            Point(p.parameterization, p.size, p.lr, p.seed, math.inf if p.lr > 2**-4.5 else p.loss) for p in parabola()
+        ]
+        report = analyze(points)
+        assert report["mup"].optimum[0].log2.value == pytest.approx(-6, abs=0.02)
+        assert report.verdict == "transfers"
+
+    def test_regret_where_training_diverges_fails(self):
+        points = parabola(best=(-4, -6, -7.5))
+        lost = [
+            Point(p.parameterization, p.size, p.lr, p.seed, math.inf if p.size == 128 and p.lr > 2**-5.5 else p.loss)
+            for p in points
+        ]
+        found = analyze(lost)["mup"]
+        assert found.regret.value == math.inf
+        assert found.verdict == "does not transfer"
+        assert json.loads(json.dumps(analyze(lost).to_json()))["parameterizations"]["mup"]["regret"]["value"] is None
+
+
+class TestOpenEnds:
+    def test_an_optimum_at_the_edge_names_the_values_to_add(self):
+        report = analyze(parabola(best=(-6, -6, -8.6)))
+        assert report.verdict == "undecided"
+        assert missing_values(report) == {"mup": {128: (2**-11, 2**-10)}}
+        assert extension_overrides(report) == ["parameterization=mup model.width=128 optimizer.lr=2**-11,2**-10"]
+        assert "128" in report["mup"].reasons[0]
+
+    def test_the_upper_edge_too(self):
+        assert missing_values(analyze(parabola(best=(-6, -6, -3.4)))) == {"mup": {128: (2**-2, 2**-1)}}
+
+    def test_an_interior_optimum_asks_for_nothing(self):
+        assert extension_overrides(analyze(parabola())) == []
+
+    def test_a_cliff_right_beside_the_best_value_asks_for_one_between(self):
+        points = [
+            Point(p.parameterization, p.size, p.lr, p.seed, math.inf if p.lr > 2**-5.5 else p.loss)
+            for p in parabola(best=(-5.4,) * 3)
+        ]
+        assert missing_values(analyze(points))["mup"][32] == (pytest.approx(2**-5.5),)
+
+    def test_regret_never_reads_outside_the_tried_values(self):
+        """The largest size was tried around its own optimum only: what the smallest one's costs is not known."""
+        points = [p for p in parabola(best=(-4.4, -6, -8), lrs=range(-11, -2)) if p.size != 128 or p.lr < 2**-5.5]
+        found = analyze(points)["mup"]
+        assert found.regret.value is None
+        assert "not tried" in found.regret.reason
+        assert missing_values(analyze(points))["mup"][128] == (2**-5, 2**-4)
+        assert found.verdict == "does not transfer"  # the drift alone says so
+
+
+class TestBeside:
+    def test_curvature_is_what_an_octave_costs(self):
+        found = analyze(parabola())["mup"]
+        assert found.optimum[0].curvature.value == pytest.approx(0.1 / 2.05, rel=0.02)
+        assert found.curvature_slope.low <= 0 <= found.curvature_slope.high
+
+    def test_loss_gap_is_to_the_best_parameterization_at_the_largest_size(self):
+        worse = [Point("sp", p.size, p.lr, p.seed, p.loss * 1.1) for p in parabola()]
+        report = analyze([*parabola(), *worse])
+        assert report["sp"].loss_gap.value == pytest.approx(0.1, rel=1e-3)
+        assert report["mup"].loss_gap.value == 0
+
+    def test_a_limit_needs_six_sizes(self):
+        assert "at least 6" in analyze(parabola())["mup"].asymptotic_penalty.reason
+
+    def test_the_limit_gap_is_recovered_from_six(self):
+        sizes = tuple(32 * 2**k for k in range(6))
+
+        def falling(name, limit):
+            flat = parabola(name, best=(-6,) * 6, sizes=sizes, noise=1e-5)
+            return [Point(name, p.size, p.lr, p.seed, p.loss - 2 + limit + (32 / p.size) ** 0.5) for p in flat]
+
+        report = analyze([*falling("mup", 2.0), *falling("sp", 2.2)])
+        assert report["sp"].asymptotic_penalty.value == pytest.approx(0.2 / 2.05, rel=0.05)
+        assert report["mup"].asymptotic_penalty.value == 0
+
+    def test_any_hyperparameter_may_be_on_the_x_axis(self):
+        points = [Point(p.parameterization, p.size, p.lr * 2**9, p.seed, p.loss) for p in parabola()]
+        report = analyze(points, x="hp.lr.input")
+        assert report["mup"].optimum[0].lr.value == pytest.approx(8, rel=0.02)
+        assert "hp.lr.input" in str(report)
+
+    def test_the_same_points_give_the_same_numbers(self):
+        assert analyze(parabola()).to_json() == analyze(parabola()).to_json()
+
+
+class TestJson:
+    def test_the_schema(self):
+        content = json.loads(json.dumps(analyze([*parabola(), *parabola("sp", best=(-5, -6, -7))]).to_json()))
+        assert (content["verdict"], content["subject"], content["level"]) == ("transfers", "mup", 0.9)
+        one = content["parameterizations"]["sp"]
+        assert one["verdict"] == "does not transfer"
+        for part in (one["slope"], one["drift"], one["regret"], *one["optimum"].values()):
+            assert part["low"] <= part["value"] <= part["high"]
+        assert list(one["optimum"]) == ["32", "64", "128"]
+
+    def test_a_notebook_shows_it_and_escapes_names(self):
+        shown = analyze(parabola("<script>alert(1)</script>"))._repr_html_()
+        assert "<script>" not in shown
+        assert "&lt;script&gt;" in shown
+
+    def test_the_terminal_shows_verdict_and_intervals(self):
+        shown = str(analyze(parabola()))
+        assert shown.startswith("mup: transfers over width")
+        assert "2^-6.00" in shown
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("points", "message"),
+        [
+            ([], "no points"),
+            ([p for p in parabola() if p.lr < 2**-7.5], "too few values of optimizer.lr .*2 at size 32"),
+            ([p for p in parabola() if p.size == 32], "size 32 only; transfer needs at least 2 sizes"),
+            ([Point("mup", 32, 0.0, 0, 2.0)], "positive value"),
+            ([*parabola(), Point("mup", 32, 2**-6, 0, 9.0)], "keep one setting"),
+        ],
+    )
+    def test_one_sentence(self, points, message):
+        with pytest.raises(ConfigError, match=message):
+            analyze(points)
+
+    def test_an_unknown_subject_names_the_nearest(self):
+        with pytest.raises(ConfigError, match="Did you mean 'mup'"):
+            analyze(parabola(), subject="mupp")
+
+    def test_an_unknown_axis(self):
+        with pytest.raises(ConfigError, match="Did you mean 'width'"):
+            analyze(parabola(), axis="widht")
+
+    @pytest.mark.parametrize("options", [{"level": 1.0}, {"draws": 10}])
+    def test_options_out_of_range(self, options):
+        with pytest.raises(ConfigError):
+            analyze(parabola(), **options)
+
+    def test_a_control_with_too_few_trials_is_left_out_and_said(self):
+        report = analyze([*parabola(), *[p for p in parabola("sp") if p.size == 32]])
+        assert list(report.parameterizations) == ["mup"]
+        assert any(note.startswith("sp: left out") for note in report.notes)
+
+
+def test_the_analysis_imports_no_torch():
+    code = "import sys, mutransfer.transfer; assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

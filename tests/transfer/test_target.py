@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mutransfer.errors import ConfigError
+from mutransfer.transfer import analyze, analyze_records, points_from_records, transfer_hyperparameters
+
+
+def sweep(trial, name="mup", widths=(32, 64, 128), drift=0.0):
+    return [
+        trial(
+            name,
+            w,
+            lr,
+            seed,
+            2 + 0.05 * (lr + 6 - drift * math.log2(w / 32)) ** 2 + 0.01 * seed + 0.001 * ((lr * 7 + seed) % 3),
+        )
+        for w in widths
+        for lr in range(-10, -2)
+        for seed in (0, 1)
+    ]
+
+
+def test_the_override_goes_into_train(trial):
+    found = transfer_hyperparameters(analyze_records(sweep(trial)), {"width": 1024})
+    assert found.override.startswith("model.width=1024 base=32 parameterization=mup optimizer.lr=0.01")
+    assert found.override.endswith(" hp.lr.input=8")
+    assert found.command.startswith("mutransfer train model=gpt model.depth=2 model.width=1024 ")
+    assert found.cautions == ()
+
+
+def test_every_number_says_the_rule_and_the_measurement_behind_it(trial):
+    found = transfer_hyperparameters(sweep(trial), {"model.width": 1024})
+    lr = next(one for one in found.values if one.key == "optimizer.lr")
+    assert lr.value == pytest.approx(2**-6, rel=0.02)
+    assert "best at width 128" in lr.source
+    assert found["lr of hidden"] == pytest.approx(lr.value / 32)  # Table 8: 1 / m_in
+    assert found["lr of input"] == pytest.approx(lr.value * 8)
+    assert found["lr of output"] == pytest.approx(lr.value)
+    hidden = next(one for one in found.roles if one.key == "lr of hidden")
+    assert "m_in^-1" in hidden.rule
+    assert "Table 8" in hidden.source
+
+
+def test_one_tuned_size_is_enough_and_the_caution_says_what_is_not_measured(trial):
+    found = transfer_hyperparameters(sweep(trial, widths=(64,)), {"width": 1024})
+    assert found["optimizer.lr"] == pytest.approx(2**-6, rel=0.02)
+    assert "not measured" in found.cautions[0]
+
+
+def test_what_does_not_transfer_is_cautioned(trial):
+    found = transfer_hyperparameters(sweep(trial, "sp", drift=-1.0), {"width": 1024})
+    assert "does not transfer" in found.cautions[0]
+
+
+def test_the_largest_proxys_optimum_is_carried_over(trial):
+    found = transfer_hyperparameters(sweep(trial, drift=-0.2), {"width": 1024})
+    assert math.log2(found["optimizer.lr"]) == pytest.approx(-6.4, abs=0.05)
+
+
+def test_a_size_without_a_rule_is_refused(trial):
+    with pytest.raises(ConfigError, match=r"no rule for depth \(m_L = 4\)"):
+        transfer_hyperparameters(sweep(trial), {"width": 1024, "depth": 8})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"widht": 8}, "Did you mean 'width'"),
+        ({}, "no size"),
+        ({"width": 0}, "positive"),
+        ({"width": "big"}, "positive"),
+    ],
+)
+def test_bad_targets(trial, target, message):
+    with pytest.raises(ConfigError, match=message):
+        transfer_hyperparameters(sweep(trial), target)
+
+
+def test_a_parameterization_that_was_not_swept(trial):
+    with pytest.raises(ConfigError, match="Did you mean 'mup'"):
+        transfer_hyperparameters(analyze_records(sweep(trial)), {"width": 1024}, parameterization="mupp")
+
+
+def test_a_report_of_bare_points_knows_no_settings(trial):
+    with pytest.raises(ConfigError, match="analyze_records"):
+        transfer_hyperparameters(analyze(points_from_records(sweep(trial))), {"width": 1024})
+
+
+def test_a_target_below_the_proxy_is_cautioned(trial):
+    found = transfer_hyperparameters(sweep(trial), {"width": 64})
+    assert "smaller than the largest proxy" in found.cautions[0]
+    assert "64" in str(found)
