@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import copy
+import math
+import sys
+
+import pytest
+
+from mutransfer.figures import exponents, losses, optimum
+from mutransfer.figures.style import CATEGORIES, CATEGORIES_DARK, RAMP, RAMP_DARK, png, ramp, svg
+
+
+@pytest.fixture(scope="module")
+def content(report):
+    return report.to_json()
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_numbers_behind_the_loss_figure(content):
+    sp, mup = losses.panels_of(content)
+    assert (sp.name, sp.title, mup.name) == ("sp", "sp (control)", "mup")
+    largest = sp.lines[-1]
+    assert largest.size == 128
+    assert largest.x == tuple(float(k) for k in range(-11, -2))
+    assert math.isinf(largest.mean[-1])
+    assert math.isinf(largest.seeds[-1][1])
+    low, best, high = mup.lines[0].best
+    assert low <= best <= high
+    assert best == pytest.approx(-6, abs=0.1)
+
+
+def test_all_panels_share_one_scale(content):
+    panels = losses.panels_of(content)
+    scale = losses.scale_of(panels)
+    drawn = [losses.loss_panel(panel, scale, "learning rate", "width").axes[0] for panel in panels]
+    assert drawn[0].get_xlim() == drawn[1].get_xlim() == scale.x
+    assert drawn[0].get_ylim() == drawn[1].get_ylim() == scale.y
+
+
+def test_ticks_are_powers_of_two(content):
+    axes = losses.loss_figure(losses.panels_of(content), "learning rate", "width").axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[0] == "$2^{-11}$"
+
+
+def test_the_legend_names_every_size(content):
+    axes = losses.loss_figure(losses.panels_of(content), "learning rate", "width").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["32", "64", "128"]
+
+
+def test_one_lost_trial_does_not_flatten_the_scale(content):
+    wild = copy.deepcopy(content)
+    wild["parameterizations"]["sp"]["curves"]["128"]["mean"][-2] = 1e6
+    assert losses.scale_of(losses.panels_of(wild)).y[1] < 4
+
+
+def test_the_numbers_behind_the_optimum_figure(content):
+    mup, sp = optimum.tracks_of(content)
+    assert mup.slope == pytest.approx(0, abs=0.05)
+    assert sp.slope == pytest.approx(-1, abs=0.05)
+    assert sp.label.startswith("sp: -")
+    assert all(low <= best <= high for low, best, high in zip(sp.low, sp.best, sp.high, strict=True))
+
+
+def test_exponents_are_those_that_are_judged(check):
+    found = exponents.exponents_of({"slopes": [*check["slopes"], {"name": "stream", "what": "stream", "law": None}]})
+    assert len(found) == 6
+    assert max(found, key=lambda e: e.distance).name == "blocks.0.mlp.up.weight"
+    assert len(exponents.exponent_figure(found).axes) == 2
+
+
+def test_the_same_numbers_give_the_same_bytes(content):
+    def draw():
+        return losses.loss_figure(losses.panels_of(content), "learning rate", "width")
+
+    assert svg(draw(), "a", "b") == svg(draw(), "a", "b")
+    assert png(draw()) == png(draw())
+
+
+def test_svgs_of_one_page_share_no_ids(content):
+    figure = optimum.optimum_figure(optimum.tracks_of(content), "best", "width")
+    text = svg(figure, "first", 'a "quoted" <description>')
+    assert text.startswith('<svg role="img" aria-label="a &quot;quoted&quot; &lt;description>"')
+    assert text.count('id="') == text.count('id="first-')
+    assert "<!--" not in text
+    assert "<metadata" not in text
+
+
+def test_no_pyplot():
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize("colours", [RAMP, RAMP_DARK])
+def test_the_ramp_is_told_apart_by_lightness_alone(colours):
+    steps = [luminance(colour) for colour in colours]
+    assert steps == sorted(steps, reverse=steps[0] > steps[-1])
+    assert len(set(ramp(4))) == 4
+    assert len(set(ramp(9))) == 9
+
+
+def test_categories_are_readable_on_their_ground():
+    assert all((1.05) / (luminance(c) + 0.05) > 3 for c in CATEGORIES)
+    assert all((luminance(c) + 0.05) / (luminance("#171b21") + 0.05) > 4.5 for c in CATEGORIES_DARK)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from mutransfer.errors import ConfigError, RunError
+from mutransfer.records import TrialRecord
+from mutransfer.report import environment_of, write_report
+from mutransfer.report.markup import tag
+
+
+def words(page):
+    return re.sub(
+        r"\s+", " ", re.sub(r"<svg.*?</svg>|<style.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
+    )
+
+
+def test_the_verdict_comes_first_in_words(written):
+    text = words(written)
+    assert "mup transfers: the best learning rate at width 32 is still the best at width 128." in text
+    assert text.index("mup transfers:") < text.index("Held-out loss against learning rate") < text.index("Made by")
+    assert re.search(r"moves by 0\.\d\d \[0\.\d\d, 0\.\d\d\] octaves", text)
+    assert "the control sp : does not transfer" in text
+
+
+def test_the_target_and_the_command_can_be_copied(written):
+    text = written.read_text()
+    assert "model.width=1024 base=32 parameterization=mup optimizer.lr=0.0156" in text
+    assert "mutransfer transfer runs/demo" in text
+    assert "one proxy size only" in text
+
+
+def test_figures_and_numbers_lie_beside_the_page(written, report):
+    beside = {path.name for path in written.parent.iterdir()}
+    assert beside == {"report.html", "loss.png", "optimum.png", "check.png", "transfer.json", "check.json"}
+    content = json.loads((written.parent / "transfer.json").read_text())
+    assert content["parameterizations"] == report.to_json()["parameterizations"]
+    assert content["command"] == "mutransfer transfer runs/demo"
+    assert (written.parent / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_saved_json_makes_the_same_page(written, tmp_path):
+    saved = [json.loads((written.parent / name).read_text()) for name in ("transfer.json", "check.json")]
+    again = write_report(tmp_path, *saved, command=saved[0]["command"], target=saved[0]["target"])
+    assert again.read_text() == written.read_text()
+
+
+def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
+    page = write_report(tmp_path / "check.html", check=check)
+    text = words(page)
+    assert page.name == "check.html"
+    assert "Coordinate check: fail." in text
+    assert "blocks.0.mlp.up.weight (change): measured +0.90, law +0.00. its learning rate" in text
+
+
+def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
+    content = renamed("mup") | {"verdict": "undecided", "extend": ["model.width=128 optimizer.lr=2**-11"]}
+    assert "mutransfer sweep model.width=128 optimizer.lr=2**-11" in words(write_report(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x>', "$\\frac{", "--><b>", "x\ny"])
+def test_every_string_of_a_user_is_escaped(renamed, check, tmp_path, name):
+    bad = json.loads(json.dumps(check).replace("token.weight", json.dumps(name)[1:-1]))
+    page = write_report(tmp_path, renamed(name), bad, command=name, environment={name: name}).read_text()
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "section",
+        "h1",
+        "h2",
+        "p",
+        "b",
+        "span",
+        "ul",
+        "li",
+    }
+    allowed |= {"pre", "code", "div", "figure", "table", "thead", "tbody", "tr", "th", "td", "sup", "small", "details"}
+    allowed |= {"summary", "dl", "dt", "dd", "svg", "defs", "g", "path", "use", "clippath", "rect"}
+    assert {found.lower() for found in re.findall(r"<([A-Za-z]\w*)", page)} <= allowed
+    assert not re.search(r"\son\w+\s*=\s*[\"'a-z]", re.sub(r"&[a-z]+;", "", page))
+
+
+def test_a_hyperparameters_key_cannot_leave_the_folder(renamed, tmp_path):
+    content = renamed("mup")
+    content["hyperparameters"] = {"../../evil": renamed("mup") | {"x": "../../evil"}}
+    folder = tmp_path / "a" / "b"
+    write_report(folder, content)
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"loss.png", "optimum.png", "loss--evil.png"}
+    assert all(path.parent == folder for path in tmp_path.rglob("*.png"))
+
+
+def test_markup_escapes_children_and_attributes():
+    assert tag("p", "<b>", title='"') == '<p title="&quot;">&lt;b&gt;</p>'
+    assert tag("p", tag("b", "x")) == "<p><b>x</b></p>"
+
+
+def test_nothing_to_report_on(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to report"):
+        write_report(tmp_path)
+
+
+def test_a_file_of_something_else(tmp_path):
+    with pytest.raises(RunError, match=r"not the content of a transfer\.json"):
+        write_report(tmp_path, {"verdict": "transfers"})
+
+
+def test_a_folder_that_cannot_be_written(report, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="Cannot write"):
+        write_report(tmp_path / "file" / "report.html", report)
+
+
+def test_the_environment_is_that_of_the_trials():
+    environment = {"torch": "2.13.0", "data_sha256": "abc", "commit": "123"}
+    trials = [TrialRecord(str(k), {"seed": k}, "done", cpu_seconds=2.0, environment=environment) for k in (0, 1)]
+    found = environment_of([*trials, trials[0]])
+    assert (found["torch"], found["data_sha256"], found["seeds"]) == ("2.13.0", "abc", "0, 1")
+    assert found["trials"] == "2 done; 4 CPU-seconds"
+    assert "python" in environment_of()
