@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   python scripts/bench.py overhead                                  eager and compiled, about five minutes on one core
   python scripts/bench.py overhead --mode eager --pairs 120         a tighter interval
-  python scripts/bench.py overhead --device cuda --batch 16 --length 512 --out overhead-gpu.json
+  python scripts/bench.py overhead --device cuda --steps 10 --batch 16 --length 512 --out overhead-gpu.json
 
 Every comparison is made of interleaved pairs: each pair times both sides, and who goes first alternates. The number is
 the median of the paired ratios with one-sided 95 % bounds; 'plain / plain' shows the noise. CPU time on a CPU (other
