@@ -19,23 +19,22 @@ class Schedule:
 
     Attributes:
         steps: of the whole run.
-        kind: cosine; wsd (constant, then linear over the last `decay`); constant.
+        schedule: cosine; wsd (constant, then linear over the last `decay`); constant.
         warmup, decay: fractions of the steps.
-        final: factor that is reached at the end, by cosine and wsd.
+        final_lr: factor that is reached at the end, by cosine and wsd.
     """
 
     steps: int
-    kind: str = "cosine"
+    schedule: str = "cosine"
     warmup: float = 0.1
     decay: float = 0.2
-    final: float = 0.0
+    final_lr: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole("train", self, "steps")
-        check_fraction("train", self, "warmup", "decay", "final")
-        if self.kind not in SCHEDULES:
-            check_choice("train", _Named(self.kind), "schedule", SCHEDULES)
-        if self.kind == "wsd" and self.warmup + self.decay > 1:
+        check_fraction("train", self, "warmup", "decay", "final_lr")
+        check_choice("train", self, "schedule", SCHEDULES)
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ConfigError(
                 f"train.warmup={self.warmup} and train.decay={self.decay} leave no steps between them: "
                 "together they must be at most 1."
@@ -50,18 +49,13 @@ class Schedule:
         warm = round(self.warmup * self.steps)
         if step < warm:
             return (step + 1) / warm
-        if self.kind == "cosine":
+        if self.schedule == "cosine":
             progress = (step - warm) / max(1, self.steps - warm)
-            return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-        if self.kind == "wsd":
+            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        if self.schedule == "wsd":
             left = (self.steps - step) / max(1, round(self.decay * self.steps))
-            return self.final + (1 - self.final) * max(0.0, min(1.0, left))
+            return self.final_lr + (1 - self.final_lr) * max(0.0, min(1.0, left))
         return 1.0
-
-
-@dataclass(frozen=True)
-class _Named:
-    schedule: str
 
 
 def base_lrs(optimizer: Optimizer) -> list[float]:

@@ -144,6 +144,8 @@ def test_a_damaged_foreign_or_malicious_file_is_refused(tmp_path: Path, monkeypa
     for name in ("foreign.pt", "tensor.pt"):
         with pytest.raises(RunError, match="was not written by this version"):
             resumed(tmp_path / name, gpt_config())
+    with pytest.raises(RunError, match="Cannot read"):
+        resumed(tmp_path, gpt_config())
     assert not (tmp_path / "executed").exists()
     assert (tmp_path / "half.pt").read_bytes() == files["half.pt"]
 

@@ -75,6 +75,11 @@ def test_parameters_keep_transformers_own_names() -> None:
     assert dict(model.hf.named_parameters()).keys() == dict(plain.named_parameters()).keys()
 
 
+def test_without_data_a_transformers_model_keeps_its_own_vocabulary() -> None:
+    model = build_model({"name": "hf", "width": 32, "depth": 1, "type": "llama", "overrides": LLAMA})
+    assert model.hf.config.vocab_size == 32000
+
+
 def test_example_ids_avoid_special_tokens() -> None:
     model = build_model({"name": "hf", "width": 64, "depth": 1, "type": "llama", "overrides": LLAMA}, TOKENS)
     ids = model.example_inputs(500)[0]
@@ -183,6 +188,7 @@ def test_the_users_function_is_called_with_width_depth_and_kwargs(factory_module
         ("users_net:make", {"kwargs": {"bais": 1}}, "cannot be called with"),
         ("users_net:broken", {}, "failed at width=8: RuntimeError: no such layer"),
         ("users_net:refusing", {}, "width must be even"),
+        ("builtins:dict", {}, "returned a dict"),
         ("users_net:number", {}, "returned a int; a torch.nn.Module is expected"),
     ],
 )

@@ -89,7 +89,10 @@ def _rows(settings: HubSettings) -> Iterator[Any]:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise DataError(f"data.dataset={settings.dataset} cannot be streamed: {reason}. Check its name.") from error
+        raise DataError(
+            f"data.dataset={settings.dataset} cannot be streamed: {reason}. "
+            "Check its name, data.split and data.data_files."
+        ) from error
 
 
 def _text(row: Any, settings: HubSettings) -> str:
