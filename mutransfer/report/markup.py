@@ -33,11 +33,11 @@ def tag(name: str, *children: object, **attributes: str) -> Markup:
     return Markup(f"<{name}{inside}>{join(children)}</{name}>")
 
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
-    """A table that scrolls inside its own box where the page is narrow."""
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, prose: bool = False) -> Markup:
+    """A table that scrolls inside its own box where the page is narrow; cells of prose break their lines."""
     head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
     body = tag("tbody", *(tag("tr", tag("th", row[0], scope="row"), *(tag("td", c) for c in row[1:])) for row in rows))
-    return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+    return tag("div", tag("table", head, body), class_="scroll prose" if prose else "scroll", tabindex="0")
 
 
 def items(lines: Iterable[object]) -> Markup:

@@ -69,14 +69,14 @@ def _compared(name: str, one: Json, report: Json) -> Markup:
 def check_verdict(check: Json, *, first: bool) -> Markup:
     verdict = str(check["verdict"])
     sentence = f"Coordinate check: {verdict}. {CHECK_WORDS.get(verdict, '').capitalize()}."
-    culprits = items(_culprit(one) for one in check.get("culprits", ()))
+    culprits = items([*([check["reason"]] if check.get("reason") else []), *map(_culprit, check.get("culprits", ()))])
     return banner(verdict, sentence, culprits) if first else tag("section", tag("h2", sentence), culprits)
 
 
 def _culprit(one: Any) -> Markup:
     if not isinstance(one, Mapping):
         return text(one)
-    numbers = f" ({one['kind']}): measured {one['measured']:+.2f}, law {one['expected']:+.2f}. "
+    numbers = f" ({one['kind']}): measured {one['measured']:+.2f}, law {one['expected']:+.2f}; look at: "
     return join([tag("code", one["name"]), numbers, one.get("look_at", "")])
 
 
@@ -92,7 +92,11 @@ def target(given: Json) -> Markup:
         tag("h2", "Train the large model with"),
         tag("pre", tag("code", given["command"]), class_="copy", tabindex="0", title="Click selects all of it"),
         cautions,
-        tag("details", tag("summary", "Where each number comes from"), table(("", "value", "rule", "source"), rows)),
+        tag(
+            "details",
+            tag("summary", "Where each number comes from"),
+            table(("", "value", "rule", "source"), rows, prose=True),
+        ),
     )
 
 
@@ -167,5 +171,5 @@ def environment(given: Mapping[str, Any], command: str) -> Markup:
         "section",
         tag("h2", "Made by"),
         tag("pre", tag("code", command or "(no command was recorded)"), class_="copy", tabindex="0"),
-        table(("", ""), rows) if rows else "",
+        table(("", ""), rows, prose=True) if rows else "",
     )

@@ -124,7 +124,7 @@ def _check(check: Json, pictures: dict[str, bytes], *, first: bool) -> list[Mark
     parts = [sections.check_verdict(check, first=first)]
     drawn = check_drawings(check, "check")
     if drawn is not None:
-        panels, pictures["check.png"] = drawn
+        panels, pictures["exponents.png"] = drawn
         caption = "Shaded: what the law of the parameterization allows. Blue intervals lie inside, orange ones do not."
         parts.append(sections.figures("Every exponent against its law", caption, panels, sections.slopes(check)))
     return parts
@@ -134,7 +134,7 @@ def _write_numbers(path: Path, numbers: Mapping[str, Json | None], more: Json) -
     if numbers["transfer"] is not None:
         write_json(path.with_name("transfer.json"), {**numbers["transfer"], "target": numbers["target"], **more})
     if numbers["check"] is not None:
-        write_json(path.with_name("check.json"), {**numbers["check"], **more})
+        write_json(path.with_name("check.json"), numbers["check"])
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -34,7 +34,7 @@ def test_the_target_and_the_command_can_be_copied(written):
 
 def test_figures_and_numbers_lie_beside_the_page(written, report):
     beside = {path.name for path in written.parent.iterdir()}
-    assert beside == {"report.html", "loss.png", "optimum.png", "check.png", "transfer.json", "check.json"}
+    assert beside == {"report.html", "loss.png", "optimum.png", "exponents.png", "transfer.json", "check.json"}
     content = json.loads((written.parent / "transfer.json").read_text())
     assert content["parameterizations"] == report.to_json()["parameterizations"]
     assert content["command"] == "mutransfer transfer runs/demo"
@@ -52,7 +52,7 @@ def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
     text = words(page)
     assert page.name == "check.html"
     assert "Coordinate check: fail." in text
-    assert "blocks.0.mlp.up.weight (change): measured +0.90, law +0.00. its learning rate" in text
+    assert "blocks.0.mlp.up.weight (change): measured +0.90, law +0.00; look at: its learning rate" in text
 
 
 def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
