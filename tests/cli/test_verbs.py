@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from mutransfer.cli import main
-from mutransfer.sweep.store import Store
+from mutransfer.records import TrialRecord
+from mutransfer.sweep.engine import LocalEngine, Watch
+from mutransfer.sweep.key import Point
+from mutransfer.sweep.store import Counts, Store
 
 TINY = ["model.depth=1", "train.steps=4", "train.eval_batches=1", "data.batch_size=2", "data.seq_len=16"]
 
@@ -71,7 +74,7 @@ def test_a_diverged_training_exits_with_1() -> None:
 
 
 def test_a_sweep_runs_shares_its_base_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", "model.width=32,64", "parameterization=mup,sp", "run_dir=out", *TINY]
+    command = ["sweep", "model.width=32,64", "parameterization=mup,sp", "run_dir=out", "engine.workers=1", *TINY]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "3 trials." in text
@@ -123,13 +126,31 @@ def test_bad_input_ends_a_sweep_before_it_starts(
     assert not Path("runs").exists()
 
 
-def test_a_sweep_reports_each_new_trial_to_wandb_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_reports_each_new_trial_to_the_logger(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[str] = []
+
+    def planted(engine: LocalEngine, points: list[Point], store: Store, watch: Watch) -> list[TrialRecord]:
+        records = [TrialRecord(key=point.key, config=point.config, status="done", val_loss=2.0) for point in points]
+        watch(Counts(done=len(records)), records)
+        return records
+
+    monkeypatch.setattr(LocalEngine, "run", planted)
     monkeypatch.setattr("mutransfer.cli.verbs.sweep.log_record", lambda _, record: reported.append(record.key))
-    with Store.create("out") as store:
-        for seeds in ("seed=0", "seed=0,1"):
-            main(["sweep", "model.width=32", "run_dir=out", "engine.workers=1", seeds, *TINY])
-        assert sorted(reported) == sorted({record.key for record in store.records()})
+    assert main(["sweep", "model.width=32", "seed=0,1", *TINY]) == 0
+    assert len(set(reported)) == len(reported) == 2
+
+
+def test_a_sweep_with_failed_trials_exits_with_1_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planted(engine: LocalEngine, points: list[Point], store: Store, watch: Watch) -> list[TrialRecord]:
+        return [TrialRecord(key=p.key, config=p.config, status="failed", error="no luck") for p in points]
+
+    monkeypatch.setattr(LocalEngine, "run", planted)
+    assert main(["sweep", "model.width=32", *TINY]) == 1
+    text = capsys.readouterr().out
+    assert "failed: no luck" in text
+    assert "engine.retry_failed=true" in text
 
 
 def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixture[str]) -> None:
