@@ -16,7 +16,7 @@ def factors(**settings: Any) -> list[float]:
     return [schedule(step) for step in range(100)]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
 def test_warmup_is_linear_up_to_the_peak(kind: str) -> None:
     values = factors(schedule=kind, warmup=0.1)
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
