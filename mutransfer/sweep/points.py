@@ -76,7 +76,10 @@ def _as_overrides(grid: Mapping[str, Any], *, without: Iterable[str]) -> list[st
 
 
 def _text(values: Any) -> str:
-    return ",".join(str(value) for value in values) if isinstance(values, list) else str(values)
+    """A grid's values as they would be typed: a list is a sweep, and a text may be one already."""
+    if isinstance(values, list):
+        return ",".join(map(_text, values))
+    return values if isinstance(values, str) else json.dumps(values)
 
 
 def _key(override: str) -> str:

@@ -69,6 +69,23 @@ def test_an_override_replaces_that_key_in_every_grid(sweep: Composer) -> None:
     assert {(c["parameterization"]["name"], c["model"]["width"]) for c in configs} == {("sp", 64)}
 
 
+def test_grids_may_be_written_as_text_or_as_lists(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    grids = """
+search:
+  grids:
+    - {model.width: "32,64", optimizer.lr: [2**-3, 0.5], train.clip_norm: [null, 1], model.tied: true}
+    - {seed: 7, parameterization: [sp, ntk]}
+"""
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + grids)
+    configs = expand(Composer("sweep", tmp_path), ["experiment=mine"]).configs
+    first, second = configs[:8], configs[8:]
+    found = {(c["model"]["width"], c["optimizer"]["lr"], c["train"]["clip_norm"]) for c in first}
+    assert found == {(width, lr, clip) for width in (32, 64) for lr in (0.125, 0.5) for clip in (None, 1.0)}
+    assert all(c["model"]["tied"] for c in first)
+    assert [(c["seed"], c["parameterization"]["name"]) for c in second] == [(7, "sp"), (7, "ntk")]
+
+
 def test_many_points_are_composed_without_composing_each(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, calls = Composer("sweep"), []
     monkeypatch.setattr("mutransfer.sweep.compose.compose", lambda *a, **k: calls.append(a) or compose(*a, **k))
