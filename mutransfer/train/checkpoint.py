@@ -79,6 +79,17 @@ def load(path: str | Path, model: nn.Module, optimizer: Optimizer, *, config: Ma
     return RunState(content["step"], content["losses"], tuple(content["evaluations"]))
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises RunError now where `save` would only do so after training."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunError(_cannot_write(path, error)) from None
+
+
 def _write(path: Path, state: Mapping[str, Any]) -> None:
     temporary: str | None = None
     try:
@@ -90,11 +101,15 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(f"Cannot write {path}: {reason}. Free some space or choose another folder.") from None
+        raise RunError(_cannot_write(path, error)) from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return f"Cannot write {path}: {reason}. Free some space or choose another folder."
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Outcome:
         status: "done", or "diverged": a loss that is not finite, after which the run stops.
         train_loss: mean over the last tenth of the steps, in nats; None where diverged.
         val_loss: held-out loss after the last step; None where diverged.
-        history: (step, training loss), thinned to at most 200 entries.
+        history: (step, training loss), thinned to at most 200 entries, up to where it is not finite.
         evaluations: (step, held-out loss).
         steps: done, counting from 1; where diverged, the first one whose loss was not finite.
         tokens: trained on, over all steps (examples, where the data are not tokens).
@@ -123,6 +123,8 @@ def train(
     """
     settings = read_settings(TrainSettings, "train", config["train"])
     run = _Run(model, optimizer, data, config, settings, clip)
+    if checkpoint is not None:
+        checkpoints.check_writable(checkpoint)
     if resume and checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
     while run.done < settings.steps:
@@ -159,7 +161,7 @@ class _Run:
         self.losses = torch.zeros(settings.steps, device=self.device)
         self.norm = torch.zeros(())
         self.evaluations: list[tuple[int, float]] = []
-        self.done = self.tokens = 0
+        self.done = 0
         model.train()
 
     def step(self) -> None:
@@ -207,11 +209,12 @@ class _Run:
         self.model.eval()
         batches = self.data.validation(self.settings.eval_batches)
         with self.precision.context(self.device):
-            losses = [self.data.loss(self.model, self._moved(batch)) for batch in batches]
+            losses = [self.data.loss(self.model, self._moved(batch)) * len(batch[0]) for batch in batches]
         self.model.train()
-        self.evaluations.append((self.done, float(torch.stack(losses).mean())))
+        mean = float(torch.stack(losses).sum()) / sum(len(batch[0]) for batch in batches)
+        self.evaluations.append((self.done, mean))
         if metrics is not None:
-            metrics(self.done, {"val_loss": self.evaluations[-1][1]})
+            metrics(self.done, {"val_loss": mean})
 
     def report(self, metrics: Metrics | None, progress: Progress | None) -> None:
         if metrics is not None:
@@ -240,7 +243,7 @@ class _Run:
             status="done" if bad is None else "diverged",
             train_loss=sum(last) / len(last) if bad is None else None,
             val_loss=self.evaluations[-1][1] if bad is None else None,
-            history=thin(losses),
+            history=thin(losses if bad is None else [loss for loss in losses if math.isfinite(loss)]),
             evaluations=tuple(self.evaluations),
             steps=steps,
             tokens=steps * self._batch_tokens(),

@@ -167,8 +167,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatc
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_is_lost(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    model, optimizer, data = gpt_run()
+    before = weights(model)
     with pytest.raises(RunError, match="Cannot write"):
-        train(*gpt_run(), gpt_config(), checkpoint=tmp_path / "file" / "last.pt")
+        train(model, optimizer, data, gpt_config(), checkpoint=tmp_path / "file" / "last.pt")
+    assert torch.equal(weights(model), before)
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:

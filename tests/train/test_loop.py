@@ -104,7 +104,8 @@ def test_divergence_is_recorded_with_its_first_step_and_stops_the_run(
     assert outcome.steps == 14
     assert outcome.train_loss is None
     assert outcome.val_loss is None
-    assert not math.isfinite(outcome.history[-1][1])
+    assert outcome.history[-1][0] == 13
+    assert all(math.isfinite(loss) for _, loss in outcome.history)
 
 
 def test_a_last_step_that_breaks_the_model_is_a_divergence_too(make_run: MakeRun, config: dict[str, Any]) -> None:
@@ -193,6 +194,15 @@ def test_the_forward_pass_of_training_is_compiled_where_asked(
 def test_compiled_training_gives_the_same_losses(make_run: MakeRun, config: dict[str, Any]) -> None:
     eager, compiled = (train(*make_run(), with_train(config, compile=flag)) for flag in (False, True))
     assert compiled.val_loss == pytest.approx(eager.val_loss, rel=1e-4)
+
+
+def test_a_small_last_batch_counts_by_its_size(make_run: MakeRun, config: dict[str, Any]) -> None:
+    model, optimizer, data = make_run()
+    outcome = train(model, optimizer, data, with_train(config, eval_batches=1000))
+    inputs, targets = (torch.cat(parts) for parts in zip(*data.validation(1000), strict=True))
+    assert len(inputs) % 16
+    with torch.no_grad():
+        assert outcome.val_loss == pytest.approx(float(data.loss(model, (inputs, targets))), rel=1e-5)
 
 
 def test_batch_norm_is_validated_with_its_running_statistics(config: dict[str, Any]) -> None:
