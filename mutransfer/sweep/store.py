@@ -252,12 +252,13 @@ class Store:
         A trial at the base size that answers points of several parameterizations is listed once for each.
         """
         rows = self._read(
-            "SELECT DISTINCT point.id, point.config, run.record FROM point JOIN run USING (key) "
-            "WHERE run.record IS NOT NULL AND (:sweep IS NULL OR point.sweep = :sweep) ORDER BY point.id",
+            "SELECT point.config, run.record FROM point JOIN run USING (key) "
+            "WHERE run.record IS NOT NULL AND (:sweep IS NULL OR point.sweep = :sweep) "
+            "GROUP BY point.id ORDER BY MIN(point.rowid)",
             {"sweep": sweep},
         )
         return [
-            replace(TrialRecord.from_json(json.loads(record)), config=json.loads(config)) for _, config, record in rows
+            replace(TrialRecord.from_json(json.loads(record)), config=json.loads(config)) for config, record in rows
         ]
 
     def _make_tables(self) -> None:
