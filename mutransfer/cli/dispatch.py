@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
+from mutransfer import __version__
 from mutransfer.errors import ConfigError, MutransferError, nearest
 
 DONE, FAIL, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -47,7 +46,7 @@ def _dispatch(words: list[str]) -> int:
             print(general())
             return DONE
         case "--version" | "-V":
-            print(f"mutransfer {_version()}")
+            print(f"mutransfer {__version__}")
             return DONE
         case "completion":
             from mutransfer.cli.completion import run
@@ -70,10 +69,6 @@ def _run_verb(verb: str, words: list[str]) -> int:
     if verb != "transfer" and parsed.positional:
         word = parsed.positional[0]
         raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(
-            0, os.getcwd()
-        )  # so that model.path=my_code:make finds the user's own module, as `python -m` does
     module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
     code: int = module.run(composer, parsed)
     return code
@@ -82,10 +77,3 @@ def _run_verb(verb: str, words: list[str]) -> int:
 def _complain(sentence: str) -> int:
     print(f"mutransfer: {sentence}", file=sys.stderr)
     return BAD_INPUT
-
-
-def _version() -> str:
-    try:
-        return version("mutransfer")
-    except PackageNotFoundError:
-        return "(not installed: running from a checkout)"
