@@ -57,11 +57,14 @@ def test_points_that_are_written_twice_are_one(sweep: Composer) -> None:
 def test_the_demo_shares_its_base_width_trials_and_fits_its_budget(sweep: Composer) -> None:
     points = expand(sweep, ["experiment=demo"]).points(fingerprint)
     trials = {point.key: point for point in points}
-    seconds = {32: 1.2, 64: 2, 128: 5, 256: 14}
+    seconds = {32: 1.2, 64: 2, 128: 4.6, 256: 13.5}  # per trial, measured
     assert sum(seconds[point.config["model"]["width"]] for point in trials.values()) <= 850
     at_base = [p for p in points if p.config["model"]["width"] == 32 and p.config["hp"]["lr"]["input"] == 8]
     assert {p.config["parameterization"]["name"] for p in at_base} == {"mup", "sp", "sp-embedding"}
-    assert len({p.key for p in at_base}) == len(at_base) / 3
+    by_table = {
+        name: {p.key for p in at_base if p.config["parameterization"]["name"] == name} for name in ("mup", "sp")
+    }
+    assert by_table["sp"] < by_table["mup"]
 
 
 def test_an_override_replaces_that_key_in_every_grid(sweep: Composer) -> None:
