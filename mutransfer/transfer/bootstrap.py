@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from mutransfer.transfer.curves import Curve, Residuals, residuals
 from mutransfer.transfer.valley import Array
 
 PRIOR = 4.0
-"""How many residuals the common noise level counts for, beside those at one distance from the optimum."""
+"""How many residuals the common noise level counts for, beside those at one distance or size."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +50,34 @@ def interval(value: float, draws: Array | None, level: float, reason: str | None
 
 @dataclass(frozen=True)
 class Noise:
-    """Residuals of all sizes, as one standard shape and a size per distance from the optimum.
+    """Residuals of all sizes as one standard shape, with a level per distance from the optimum and one per size.
 
-    Seeds disagree more towards divergence. One pool would let that noise widen every interval (measured with noise
-    that grows fivefold in two octaves: twice too wide, 99.5 % coverage), so each distance keeps its own level, drawn
-    towards the common one.
+    Seeds disagree more towards divergence, and less in large models. One pool would let the loudest trials widen every
+    interval (measured with noise that grows fivefold in two octaves: twice too wide, 99.5 % coverage), so each
+    distance and each size keeps its own level, drawn towards the common one.
     """
 
     shape: Array
     level: dict[int, float]
-    common: float
+    size: dict[float, float]
 
     @classmethod
     def pooled(cls, curves: Sequence[Curve]) -> Noise | None:
         """None where no seed was repeated: a single seed cannot show the noise."""
-        parts = [part for part in map(residuals, curves) if part.freedom > 0 and len(part.values)]
-        if not parts:
-            return None
-        return cls._from(parts)
+        parts = {curve.size: residuals(curve) for curve in curves}
+        parts = {size: part for size, part in parts.items() if part.freedom > 0 and len(part.values)}
+        return cls._from(parts) if parts else None
 
     @classmethod
-    def _from(cls, parts: Sequence[Residuals]) -> Noise:
-        values = np.concatenate([part.values for part in parts])
-        octaves = np.concatenate([part.octaves for part in parts])
+    def _from(cls, parts: Mapping[float, Residuals]) -> Noise:
+        values = np.concatenate([part.values for part in parts.values()])
+        octaves = np.concatenate([part.octaves for part in parts.values()])
         common = float(np.mean(values[np.abs(octaves) <= 2] ** 2))
         level = {int(o): _shrunk(values[octaves == o], common) for o in np.unique(octaves)}
-        scales = np.array([level[int(o)] for o in octaves])
-        shape = np.divide(values, scales, out=np.zeros_like(values), where=scales > 0)
-        size = math.sqrt(float(np.mean(shape**2))) or 1.0
-        return cls(shape / size, level, math.sqrt(common))
+        scaled = {size: _scaled(part, level) for size, part in parts.items()}
+        own = {size: _shrunk(values, 1.0, parts[size].freedom) for size, values in scaled.items()}
+        shape = np.concatenate([values / own[size] for size, values in scaled.items()])
+        return cls(shape / (math.sqrt(float(np.mean(shape**2))) or 1.0), level, own)
 
     def around(self, curve: Curve, draws: int, rng: np.random.Generator) -> Array:
         """(draws, usable values): the mean curve with fresh noise, averaged over as many seeds as were run."""
@@ -88,7 +87,7 @@ class Noise:
         fresh *= (np.arange(most)[:, None] < counts)[:, None, :]
         x = curve.x[curve.usable]
         distance = np.rint(x - x[curve.mean[curve.usable].argmin()]).astype(int)
-        scale = np.array([self._at(int(d)) for d in distance])
+        scale = self.size.get(curve.size, 1.0) * np.array([self._at(int(d)) for d in distance])
         noisy: Array = curve.mean[curve.usable] + fresh.sum(0) / counts * scale
         return noisy
 
@@ -97,6 +96,13 @@ class Noise:
         return self.level[min(self.level, key=lambda seen: abs(seen - octave))]
 
 
-def _shrunk(values: Array, common: float) -> float:
-    weight = len(values) / 2
+def _scaled(part: Residuals, level: Mapping[int, float]) -> Array:
+    """In units of the level at each distance; noiseless sweeps have none."""
+    scales = np.array([level[int(octave)] for octave in part.octaves])
+    scaled: Array = np.divide(part.values, scales, out=np.zeros_like(part.values), where=scales > 0)
+    return scaled
+
+
+def _shrunk(values: Array, common: float, weight: float | None = None) -> float:
+    weight = len(values) / 2 if weight is None else weight
     return math.sqrt((weight * float(np.mean(values**2)) + PRIOR * common) / (weight + PRIOR))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mutransfer.transfer.bootstrap import Noise
 from mutransfer.transfer.curves import Curve
-from mutransfer.transfer.valley import Array, interpolate, lowest
+from mutransfer.transfer.valley import Array, bottoms, interpolate
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Bottoms:
     Attributes:
         position: log2 of the best value.
         curvature: relative loss lost by missing it by one octave.
-        loss: the lowest interpolated one.
-        regret: relative loss lost at the largest size at the smallest size's position; nan outside the tried values.
+        loss: interpolated there.
+        regret: at the largest size, relative loss at the smallest size's position over that at its own, minus 1, which
+            noise may take below 0; nan outside the tried values.
     """
 
     position: Array
@@ -55,12 +56,13 @@ def fit(curves: Sequence[Curve], draws: int, rng: np.random.Generator) -> Fit:
 
 
 def _bottoms(curves: Sequence[Curve], losses: Sequence[Array]) -> Bottoms:
-    found = [curve.valley.bottom(y) for curve, y in zip(curves, losses, strict=True)]
+    found = bottoms([curve.valley for curve in curves], losses)
     position = np.stack([at for at, _ in found], axis=-1)
-    loss = np.stack([lowest(c.valley.x, y) for c, y in zip(curves, losses, strict=True)], axis=-1)
+    each = zip(curves, losses, found, strict=True)
+    loss = np.stack([interpolate(curve.valley.x, y, at) for curve, y, (at, _) in each], axis=-1)
     curvature = np.stack([bend for _, bend in found], axis=-1) / loss
     there = _loss_at(curves[-1], losses[-1], position[..., 0])
-    return Bottoms(position, curvature, loss, np.maximum(there / loss[..., -1] - 1, 0))
+    return Bottoms(position, curvature, loss, there / loss[..., -1] - 1)
 
 
 def _loss_at(curve: Curve, y: Array, at: Array) -> Array:

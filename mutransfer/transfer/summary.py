@@ -66,8 +66,8 @@ def _drift(fit: Fit, slope: Interval, level: float) -> Interval:
 
 
 def _regret(fit: Fit, level: float) -> Interval:
-    """The low end is 0 exactly where the interval of the optimum's shift contains 0."""
-    value = float(fit.measured.regret)
+    """A magnitude, as drift: its low end is 0 exactly where the interval of the optimum's shift contains 0."""
+    value = max(float(fit.measured.regret), 0.0) if not np.isnan(fit.measured.regret) else math.nan
     if math.isnan(value):
         values = ", ".join(f"{value:.3g}" for value in _unbracketed(fit))
         return Interval(
@@ -75,7 +75,7 @@ def _regret(fit: Fit, level: float) -> Interval:
         )
     if fit.resampled is None:
         return _of(fit, value, None, level)
-    found = _of(fit, value, fit.resampled.regret, level)
+    found = _of(fit, value, np.abs(fit.resampled.regret), level)
     shift = interval(0.0, fit.resampled.position[:, -1] - fit.resampled.position[:, 0], level)
     still = shift.low is not None and shift.high is not None and shift.low <= 0 <= shift.high
     return Interval(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -254,11 +255,12 @@ def _model_parts(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else ("[" + ",".join(map(_literal, value)) + "]")
-    )
+    """As an override reads it back."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
 
 
 def _size_cautions(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,18 @@ def _width(points: list[Point]) -> float:
     assert slope.low is not None
     assert slope.high is not None
     return slope.high - slope.low
+
+
+def test_loud_small_models_do_not_widen_the_large_ones_optimum(planted):
+    """Seeds disagree less in large models: each size keeps its own noise level."""
+    rng = np.random.default_rng(2)
+    even = [analyze(planted(rng, seeds=3, noise=0.002), draws=200)["mup"].optimum[-1].log2 for _ in range(20)]
+    rng = np.random.default_rng(2)
+    loud = []
+    for _ in range(20):
+        points = [
+            replace(p, loss=p.loss + (rng.normal(0, 0.02) if p.size == 32 else 0))
+            for p in planted(rng, seeds=3, noise=0.002)
+        ]
+        loud.append(analyze(points, draws=200)["mup"].optimum[-1].log2)
+    assert np.median([o.high - o.low for o in loud]) < 2 * np.median([o.high - o.low for o in even])
