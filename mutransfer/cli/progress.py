@@ -6,9 +6,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -108,7 +108,17 @@ def describe(record: TrialRecord) -> str:
     what = f"{config['parameterization']['name']} width {config['model']['width']}, {power(config['optimizer']['lr'])}"
     loss = f"val loss {record.val_loss:.4f}" if record.val_loss is not None else record.status
     why = f": {record.error}" if record.error else ""
-    return f"{what}, seed {config['seed']}: {loss}{why} ({record.seconds:.1f} s)"
+    own = "".join(f", {key}={value:g}" for key, value in _own(config["hp"], "hp") if value != 1)
+    return f"{what}{own}, seed {config['seed']}: {loss}{why} ({record.seconds:.1f} s)"
+
+
+def _own(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """muP's own hyperparameters under their config keys."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _own(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value
 
 
 def power(lr: float) -> str:

@@ -31,8 +31,8 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         progress(Counts(pending=1, done=3), [record(seed=1), record(seed=2)])
     lines = shown(console).splitlines()
     assert lines[0] == "4 trials, 1 of them finished before."
-    assert lines[1].startswith("[2/4] mup width 32, lr 2^-6, seed 1: val loss 2.0000")
-    assert lines[2].startswith("[3/4] mup width 32, lr 2^-6, seed 2")
+    assert lines[1].startswith("[2/4] mup width 32, lr 2^-6, hp.lr.input=8, seed 1: val loss 2.0000")
+    assert lines[2].startswith("[3/4] mup width 32, lr 2^-6, hp.lr.input=8, seed 2")
     assert len(lines) == 3
 
 
