@@ -62,7 +62,8 @@ def _own(model: nn.Module, seed: int) -> tuple[Tensor, ...]:
     example_inputs: Any = model.example_inputs
     one = example_inputs(1, torch.Generator().manual_seed(seed))
     if one[0].is_floating_point() and one[0].ndim < 3:
-        return example_inputs(TOKENS, torch.Generator().manual_seed(seed))
+        vectors: tuple[Tensor, ...] = example_inputs(TOKENS, torch.Generator().manual_seed(seed))
+        return vectors
     counts = (1, 2, 4) if any(isinstance(module, _BatchNorm) for module in model.modules()) else ()
     fitting = (n for n in counts if _has_something_to_average(model, example_inputs(n, None)))
     return _cut(example_inputs(next(fitting, 1), torch.Generator().manual_seed(seed)))
@@ -126,10 +127,14 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         loss = getattr(model(**batch), "loss", None)
         if isinstance(loss, Tensor):
             return loss
-        raise ConfigError("The model returns no .loss for these batches. Pass loss=, a function (model, batch) -> scalar.")
+        raise ConfigError(
+            "The model returns no .loss for these batches. Pass loss=, a function (model, batch) -> scalar."
+        )
     if isinstance(batch, list | tuple) and len(batch) > 1:
         return _against(_logits(model(*batch[:-1])), batch[-1])
-    raise ConfigError("A batch must be (inputs, ..., targets) or keyword arguments. Or pass loss=, (model, batch) -> scalar.")
+    raise ConfigError(
+        "A batch must be (inputs, ..., targets) or keyword arguments. Or pass loss=, (model, batch) -> scalar."
+    )
 
 
 def _logits(out: Any) -> Tensor:

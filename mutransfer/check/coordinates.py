@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mutransfer.check.batches import Given, Loss, batch_of, default_loss
 from mutransfer.check.report import Control, CoordReport
-from mutransfer.check.runs import Diverged, Run, Subject, Training, run
+from mutransfer.check.runs import LossNotFiniteError, Run, Subject, Training, run
 from mutransfer.check.slopes import Listed, Runs, Slope, activation_slopes, parameter_slopes
 from mutransfer.check.subjects import Build, MakeOptimizer, control, converted, handwritten
 from mutransfer.check.verdict import Softmax, Verdict, culprits, implied, judge, read_softmax
@@ -63,7 +63,7 @@ def coord_check(
     A few seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp.
 
     >>> import mutransfer as mt, torch
-    >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+    >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 16))
     >>> mt.coord_check(make, widths=[64, 128, 256]).verdict
     'pass'
 
@@ -125,6 +125,7 @@ def coord_check(
         seeds=len(runs[sizes[0]]),
         steps=steps,
         batch=runs[sizes[0]][0].batch,
+        positions=max((use.positions for use in runs[sizes[0]][0].init.uses), default=0),
         slopes=(*judged.slopes, *activation_slopes(runs)),
         softmax=tuple(judged.softmax),
         listed=tuple(judged.listed),
@@ -158,13 +159,13 @@ class _Check:
     progress: Callable[[int, int], None] | None
 
     def until_decided(self, subject: Subject, seeds: int) -> tuple[Runs, _Judged]:
-        """Doubles the seeds until every interval lies on one side of the line, or the cap is reached."""
+        """Doubles the seeds until the verdict and its cause are decided, or the cap is reached."""
         runs: dict[int, list[Run]] = {width: [] for width in self.widths}
         wanted = seeds
         while True:
             self._extend(runs, subject, wanted)
             judged = self._judge(runs)
-            if judged.verdict != "undecided" or wanted >= MORE_SEEDS * seeds:
+            if _is_decided(judged) or wanted >= MORE_SEEDS * seeds:
                 return runs, judged
             wanted = min(2 * wanted, MORE_SEEDS * seeds)
 
@@ -173,7 +174,7 @@ class _Check:
         runs: dict[int, list[Run]] = {width: [] for width in self.widths}
         try:
             self._extend(runs, subject, seeds)
-        except Diverging as error:
+        except DivergenceError as error:
             return Control(subject.name, "fail", str(error))
         judged = self._judge(runs)
         worst = max(judged.slopes, key=lambda slope: abs(slope.off))
@@ -185,8 +186,8 @@ class _Check:
             for width in self.widths:
                 try:
                     runs[width].append(run(subject, width, seed, self.training))
-                except Diverged as error:
-                    raise Diverging(
+                except LossNotFiniteError as error:
+                    raise DivergenceError(
                         f"{subject.name!r} diverged: its loss is not finite at step {error.step} of width {width}, "
                         f"seed {seed}, with lr {self.lr:g}. Give a smaller lr=."
                     ) from None
@@ -199,16 +200,27 @@ class _Check:
         return _Judged(slopes, listed, softmax, judge(slopes, softmax))
 
 
-class Diverging(ConfigError):
+def _is_decided(judged: _Judged) -> bool:
+    """A failure's cause is only known once it is known whether sizes at init are right: they count first."""
+    inits = {slope.status for slope in judged.slopes if slope.kind == "init"}
+    cause_open = judged.verdict == "fail" and "outside" not in inits and "undecided" in inits
+    return judged.verdict != "undecided" and not cause_open
+
+
+class DivergenceError(ConfigError):
     """An lr at which the training diverges."""
 
 
 def _checked(widths: Sequence[int], steps: int, seeds: int, lr: float | None) -> tuple[int, ...]:
     sizes = tuple(sorted({int(width) for width in widths}))
     if len(sizes) < 3:
-        raise ConfigError(f"widths={list(widths)} has {len(sizes)} widths; an exponent needs at least 3, such as [64, 128, 256].")
+        raise ConfigError(
+            f"widths={list(widths)} has {len(sizes)} widths; an exponent needs at least 3, such as [64, 128, 256]."
+        )
     if sizes[0] < 1 or steps < 1 or seeds < 2:
-        raise ConfigError(f"widths and steps must be positive and seeds at least 2 (got {steps=}, {seeds=}, {widths=}).")
+        raise ConfigError(
+            f"widths and steps must be positive and seeds at least 2 (got {steps=}, {seeds=}, {widths=})."
+        )
     if lr is not None and not (math.isfinite(lr) and lr > 0):
         raise ConfigError(f"lr={lr} is not a positive number.")
     return sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,8 +26,9 @@ class Flow:
 
     Attributes:
         uses: (number of a parameter's use, what its contribution was multiplied by since) as long as nothing but
-            numbers and biases meets it.
-        numel: its size when it was made; a part of it is not followed.
+            numbers, biases and rotations meets it.
+        numel: its size when it was made.
+        is_part: of a larger one (q of a fused qkv): a number that multiplies it does not multiply the contributions.
         gain: product of the numbers it was multiplied by since it was made.
         contracted: for a product of two activations, the size that was summed over (else 0).
         ancestors: bit set of the activations it was made from.
@@ -35,12 +36,14 @@ class Flow:
 
     uses: tuple[tuple[int, float], ...] = ()
     numel: int = 0
+    is_part: bool = False
     gain: float = 1.0
     contracted: int = 0
     ancestors: int = 0
 
     def times(self, number: float) -> Flow:
-        return replace(self, gain=self.gain * number, uses=tuple((use, gain * number) for use, gain in self.uses))
+        uses = self.uses if self.is_part else tuple((use, gain * number) for use, gain in self.uses)
+        return replace(self, gain=self.gain * number, uses=uses)
 
 
 @dataclass
@@ -78,12 +81,8 @@ class Flows:
         self._flows[storage(out)] = replace(flow, ancestors=ancestors, numel=out.numel())
 
     def _part(self, tensor: Tensor) -> Flow:
-        """A part (k of a fused qkv) does not carry the whole's contributions further."""
         flow = self.of(tensor)
-        if tensor.numel() == flow.numel:
-            return flow
-        self._settle([flow])
-        return replace(flow, uses=())
+        return replace(flow, is_part=flow.is_part or tensor.numel() != flow.numel)
 
     def _made_by(
         self,
@@ -99,11 +98,14 @@ class Flows:
         if call.name in ("add", "sub") and uses and len(flows) == 1:  # a bias: the sum is still being made
             return replace(flows[0], uses=(*flows[0].uses, *uses))
         is_product = call.name in _PRODUCTS and len(flows) == 2
+        kept = self._rearranged(call, flows, tuple(uses))
+        if kept is not None:
+            return kept
         self._settle(flows, scaled=not (is_product or call.name.startswith(_SDPA)))
         if is_product:
             gain = flows[0].gain * flows[1].gain * float(call.arguments.get("alpha", 1))
             return Flow(gain=gain, contracted=int(activations[-1].shape[-2]))
-        return replace(self._rearranged(call, flows), uses=tuple(uses))
+        return Flow(tuple(uses))
 
     def _settle(self, flows: list[Flow], *, scaled: bool = True) -> None:
         for flow in flows:
@@ -111,29 +113,35 @@ class Flows:
                 self.settle(use, gain if scaled else 1.0)
 
     def finish(self) -> None:
-        """The results that nothing more happened to, the model's output among them."""
-        self._settle(list(self._flows.values()))
+        """The results that nothing more happened to, the model's output among them: last first, as made of others."""
+        self._settle(list(self._flows.values())[::-1])
 
     def _number(self, call: Call, tensors: list[Tensor]) -> float | None:
         """The number that this call multiplies by; None where it does something else."""
         if call.name in _COPIES:
             return 1.0
-        other = call.arguments.get("other")
         if call.name not in ("mul", "div"):
             return None
-        if isinstance(other, Tensor):
-            constant = next((t for t in tensors if t.ndim == 0 and self.is_constant(t)), None)
-            if constant is None or (call.name == "div" and constant is not other):
+        number = call.arguments.get("other")
+        if isinstance(number, Tensor):
+            constants = [t for t in tensors if t.ndim == 0 and self.is_constant(t)]
+            if not constants or (call.name == "div" and constants[0] is not number):
                 return None
-            other = constant.item()
-        return abs(float(other)) if call.name == "mul" else 1 / abs(float(other))
+            number = constants[0].item()
+        size = abs(float(number or 0.0))
+        return size if call.name == "mul" or size == 0 else 1 / size
 
-    def _rearranged(self, call: Call, flows: list[Flow]) -> Flow:
-        """Rotations and masks keep what is known of q and of the logits: mul by a constant, sums of equal gains."""
-        keeps = call.name in _KEEPS or (call.name == "mul" and len(flows) == 1)
-        if not keeps or len({flow.gain for flow in flows}) != 1:
-            return Flow()
-        return Flow(gain=flows[0].gain, contracted=max(flow.contracted for flow in flows))
+    def _rearranged(self, call: Call, flows: list[Flow], uses: tuple[tuple[int, float], ...]) -> Flow | None:
+        """Rotations and masks, through which q and the logits stay what they are.
+
+        They multiply by a constant, or put together parts of one tensor that were multiplied by the same number.
+        """
+        keeps = call.name in _KEEPS or (call.name == "mul" and len(flows) == 1 and not uses)
+        if not keeps or len({(flow.gain, flow.uses) for flow in flows}) != 1:
+            return None
+        contracted = max(flow.contracted for flow in flows)
+        is_part = any(flow.is_part for flow in flows)
+        return Flow(flows[0].uses + uses, is_part=is_part, gain=flows[0].gain, contracted=contracted)
 
     def _ancestry(self, activations: list[Tensor], flows: list[Flow]) -> int:
         bits = 0

@@ -92,7 +92,8 @@ class Call:
             if isinstance(value := arguments.get(name), Tensor):
                 arguments[name] = torch.zeros_like(value)
         out = self.func(**arguments)
-        return out[0] if isinstance(out, list | tuple) else out
+        first: Tensor = out[0] if isinstance(out, list | tuple) else out
+        return first
 
     def _fresh(self, name: str, value: Any, replaced: Mapping[Operand, Tensor]) -> Any:
         if isinstance(value, list | tuple):

@@ -16,6 +16,8 @@ FORMAT = 1
 """Version of the JSON that `save` writes."""
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHOWN_CULPRITS = 5
+FEW = 4
+"""Positions per step should be fewer than the smallest width by this factor."""
 _MARKS = {"inside": "ok", "outside": "OUTSIDE", "undecided": "?"}
 
 
@@ -35,6 +37,7 @@ class CoordReport:
     Attributes:
         verdict: "pass", "fail" or "undecided".
         parameterization, source, optimizer, lr, lr_from, widths, seeds, steps, batch: what was run.
+        positions: the most vectors that a weight is applied to in one step.
         slopes: per parameter use (judged) and per module, attention site and residual sum (for the plot).
         softmax: effective softmax scales, where head_dim grows.
         listed: parameters that are not judged, and why.
@@ -54,6 +57,7 @@ class CoordReport:
     seeds: int
     steps: int
     batch: str
+    positions: int
     slopes: tuple[Slope, ...]
     softmax: tuple[Softmax, ...]
     listed: tuple[Listed, ...]
@@ -90,28 +94,45 @@ class CoordReport:
         open_ = [slope.name for slope in self.judged if slope.status == "undecided"]
         if not open_:
             return "nothing could be judged"
-        return f"{len(open_)} intervals straddle the line, {open_[0]} among them: more seeds or a larger range of widths"
+        return (
+            f"{len(open_)} intervals straddle the line, {open_[0]} among them: more seeds or a larger range of widths"
+        )
 
     def __str__(self) -> str:
+        return "\n".join([*self._headline(), "", *_table(self._rows()), *self._remarks(), *self._blame()])
+
+    def _headline(self) -> list[str]:
         widths = ", ".join(str(width) for width in self.widths)
-        lines = [
+        return [
             f"coordinate check: {self.verdict.upper()}: {self.reason}",
             f"{self.parameterization} with {self.optimizer}, lr {self.lr:g} ({self.lr_from}), widths {widths}, "
             f"{self.seeds} seeds, {self.steps} steps on {self.batch}, {self.cpu_seconds:.1f} CPU-seconds",
-            "",
-            *_table(self._rows()),
         ]
-        lines += [f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax]
+
+    def _remarks(self) -> list[str]:
+        lines = [
+            f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax
+        ]
         lines += [f"not judged: {item.parameter}: {item.why}" for item in self.listed]
         if self.control is not None:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
-        for number, culprit in enumerate(self.culprits[:SHOWN_CULPRITS]):
-            lines.append(f"{'culprit' if number == 0 else 'perhaps its consequence'}: {culprit.name} ({culprit.kind}): {culprit.look_at}")
+        if self.verdict != "pass" and self.positions * FEW > self.widths[0]:
+            lines.append(
+                f"note: {self.positions} positions a step are not far fewer than the smallest width {self.widths[0]}: "
+                "updates align only partly, and exponents come out low. Give fewer positions or larger widths."
+            )
+        return lines
+
+    def _blame(self) -> list[str]:
+        words = ("culprit", *["perhaps its consequence"] * (SHOWN_CULPRITS - 1))
+        pairs = zip(words, self.culprits, strict=False)
+        lines = [f"{word}: {culprit.name} ({culprit.kind}): {culprit.look_at}" for word, culprit in pairs]
         if len(self.culprits) > SHOWN_CULPRITS:
             lines.append(f"... and {len(self.culprits) - SHOWN_CULPRITS} more")
         if self.verdict != "pass" and self.implied:
-            lines.append("the table's own cells imply: " + self._implied_words())
-        return "\n".join(lines)
+            implied = (f"{role}: init {e['init']:+g}, change {e['change']:+g}" for role, e in self.implied.items())
+            lines.append(f"the table's own cells imply: {'; '.join(implied)}")
+        return lines
 
     def _rows(self) -> list[tuple[str, ...]]:
         by_name: dict[str, dict[str, Slope]] = {}
@@ -122,9 +143,6 @@ class CoordReport:
             role = next(iter(kinds.values())).role
             rows.append((name, str(role), *_cells(kinds.get("init")), *_cells(kinds.get("change"))))
         return rows
-
-    def _implied_words(self) -> str:
-        return "; ".join(f"{role}: init {e['init']:+g}, change {e['change']:+g}" for role, e in self.implied.items())
 
     def _repr_html_(self) -> str:
         header, *rows = self._rows()

@@ -77,7 +77,7 @@ class Run:
     batch: str
 
 
-class Diverged(Exception):
+class LossNotFiniteError(Exception):
     """A loss that is not finite."""
 
     def __init__(self, step: int) -> None:
@@ -89,7 +89,7 @@ def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
     """Trains one fresh model for a few steps; the caller's random state is untouched.
 
     Raises:
-        Diverged: a loss that is not finite.
+        LossNotFiniteError: a loss that is not finite.
     """
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
@@ -136,8 +136,8 @@ def _backward(
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")
     if not math.isfinite(loss.item()):
-        raise Diverged(step)
-    loss.backward()  # type: ignore[no-untyped-call]
+        raise LossNotFiniteError(step)
+    loss.backward()
 
 
 def _gradient_sizes(model: nn.Module) -> dict[str, float]:

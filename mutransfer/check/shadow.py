@@ -8,6 +8,7 @@ and functional parameters need no special case.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,10 @@ class Use:
     Attributes:
         parameter, index: whose use, and the how manieth.
         op, module: what used it, and where.
-        lookup: whether rows are gathered.
+        lookup: whether rows are gathered, here or on the way from the parameter.
         fan_in: number of its entries that are summed into one of the result; 1 where nothing is contracted.
         fan_out: number of its entries over fan_in.
+        positions: for a contraction, to how many vectors it is applied.
         size: RMS of the contribution as it enters what follows.
     """
 
@@ -46,6 +48,7 @@ class Use:
     lookup: bool
     fan_in: int
     fan_out: int
+    positions: int
     size: float
 
     @property
@@ -55,10 +58,14 @@ class Use:
 
 @dataclass(frozen=True)
 class _Made:
-    """A tensor made of parameters alone, and each parameter's share of it, laid out alike."""
+    """A tensor made of parameters alone, and each parameter's share of it, laid out alike.
+
+    `lookup`: rows were gathered on the way (positions, whose ids do not depend on the batch).
+    """
 
     tensor: Tensor
     shares: Mapping[str, Tensor]
+    lookup: bool = False
 
     def seen_through(self, view: Tensor) -> dict[str, Tensor]:
         offset = view.storage_offset() - self.tensor.storage_offset()
@@ -119,23 +126,18 @@ class ShadowMode(TorchDispatchMode):
     ) -> range:
         first = len(self.uses)
         for operand, by_parameter in shares.items():
+            tensor = operands[operand]
+            lookup = call.name in LOOKUPS or self._made[storage(tensor)].lookup
             for parameter, share in by_parameter.items():
-                size = rms(contribution(call, operand, share))
-                summed = fan_in(call, operand, operands[operand])
-                index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
-                self.uses.append(
-                    Use(
-                        parameter,
-                        index,
-                        call.name,
-                        self._module(),
-                        call.name in LOOKUPS,
-                        summed,
-                        share.numel() // summed,
-                        size,
-                    )
-                )
+                self.uses.append(self._use(call, operand, tensor, parameter, share, lookup))
         return range(first, len(self.uses))
+
+    def _use(self, call: Call, operand: Operand, tensor: Tensor, parameter: str, share: Tensor, lookup: bool) -> Use:
+        own, summed = contribution(call, operand, share), fan_in(call, operand, tensor)
+        index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
+        fan_out = share.numel() // summed
+        positions = own.numel() // fan_out if summed > 1 else 0
+        return Use(parameter, index, call.name, self._module(), lookup, summed, fan_out, positions, rms(own))
 
     def _place(
         self,
@@ -154,13 +156,12 @@ class ShadowMode(TorchDispatchMode):
             self._constants.discard(storage(out))
             self.flows.follow(call, out, uses, self._module())
         elif shares and out.is_floating_point():
-            self._made[storage(out)] = _Made(out, self._shares_of(call, shares, out))
+            lookup = call.name in LOOKUPS or any(self._made[storage(operands[o])].lookup for o in shares)
+            self._made[storage(out)] = _Made(out, self._shares_of(call, shares, out), lookup)
         else:
             self._constants.add(storage(out))
 
-    def _shares_of(
-        self, call: Call, shares: Mapping[Operand, Mapping[str, Tensor]], out: Tensor
-    ) -> dict[str, Tensor]:
+    def _shares_of(self, call: Call, shares: Mapping[Operand, Mapping[str, Tensor]], out: Tensor) -> dict[str, Tensor]:
         parameters = dict.fromkeys(name for by_parameter in shares.values() for name in by_parameter)
         made = {}
         for name in parameters:
@@ -187,4 +188,4 @@ def _laid_out(share: Tensor, like: Tensor) -> Tensor:
 
 
 def _scaled(use: Use, gain: float) -> Use:
-    return Use(**{**vars(use), "size": use.size * gain})
+    return dataclasses.replace(use, size=use.size * gain)
