@@ -41,6 +41,11 @@ def evidence(name: str, one: Json, report: Json) -> str:
     axis, what = report["axis"], hyperparameter(report["x"])
     small, large = sizes(one)[0], sizes(one)[-1]
     drift, regret = one["drift"], one["regret"]
+    edges = [size for size, best in one["optimum"].items() if not best["interior"]]
+    if edges:
+        return (
+            f"{name}'s best {what} lies at the edge of the tried values at {axis} {', '.join(edges)}: extend the grid."
+        )
     moved = f"Each time the {axis} doubles, {name}'s best {what} moves by {octaves(drift)} octaves"
     lost = f"Training {axis} {large} at the best {what} of {axis} {small} costs {percent(regret)} of the best loss"
     if regret["value"] is None and regret["low"] is not None:

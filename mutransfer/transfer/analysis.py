@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from mutransfer.transfer.summary import is_control, summarize
 from mutransfer.transfer.verdict import worst
 
 DRAWS = 1000
+LEVEL = 0.9
 
 
 def analyze(
@@ -28,7 +30,7 @@ def analyze(
     axis: str = "width",
     x: str = LR,
     subject: str | Sequence[str] | None = None,
-    level: float = 0.9,
+    level: float = LEVEL,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> TransferReport:
@@ -59,7 +61,8 @@ def analyze(
     subjects = _subjects(subject, names)
     curves, notes = _analyzable(points, subjects, x)
     fits = {
-        name: fit(of_name, draws, np.random.default_rng([seed, k])) for k, (name, of_name) in enumerate(curves.items())
+        name: fit(of_name, level, draws, np.random.default_rng([seed, k]))
+        for k, (name, of_name) in enumerate(curves.items())
     }
     analyzed = {name: summarize(name, fits, level) for name in fits}
     return TransferReport(
@@ -79,20 +82,20 @@ def analyze_records(
     *,
     axis: str = "width",
     subject: str | Sequence[str] | None = None,
-    level: float = 0.9,
+    level: float = LEVEL,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> TransferReport:
     """`analyze` for the learning rate and, beside it, for every hyperparameter of muP's own that was swept."""
     given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
     selection = select(given, axis)
-    options = {"axis": axis, "level": level, "draws": draws, "seed": seed}
-    report = analyze(selection.points, subject=subject, **options)  # type: ignore[arg-type]
+    alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
+    report = alike(selection.points, subject=subject)
     others = {}
     for key in swept_hyperparameters(given):
         swept = select(given, axis, key)
         if kept := _complete(swept.points):
-            found = analyze(kept, x=key, **options)  # type: ignore[arg-type]
+            found = alike(kept, x=key)
             others[key] = _with(found, swept.notes, swept.settings)
     return _with(report, selection.notes, selection.settings, others)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from mutransfer.transfer.curves import Curve, Residuals, residuals
 from mutransfer.transfer.valley import Array
 
-PRIOR = 4.0
+PRIOR = 2.0
 """How many residuals the common noise level counts for, beside those at one distance or size."""
 
 
@@ -62,14 +63,17 @@ class Noise:
     size: dict[float, float]
 
     @classmethod
-    def pooled(cls, curves: Sequence[Curve]) -> Noise | None:
-        """None where no seed was repeated: a single seed cannot show the noise."""
+    def pooled(cls, curves: Sequence[Curve], level: float) -> Noise | None:
+        """Widened for intervals at `level`, since few residuals know their own size badly.
+
+        None where no seed was repeated: a single seed cannot show the noise.
+        """
         parts = {curve.size: residuals(curve) for curve in curves}
         parts = {size: part for size, part in parts.items() if part.freedom > 0 and len(part.values)}
-        return cls._from(parts) if parts else None
+        return cls._from(parts, level) if parts else None
 
     @classmethod
-    def _from(cls, parts: Mapping[float, Residuals]) -> Noise:
+    def _from(cls, parts: Mapping[float, Residuals], at: float) -> Noise:
         values = np.concatenate([part.values for part in parts.values()])
         octaves = np.concatenate([part.octaves for part in parts.values()])
         common = float(np.mean(values[np.abs(octaves) <= 2] ** 2))
@@ -77,7 +81,8 @@ class Noise:
         scaled = {size: _scaled(part, level) for size, part in parts.items()}
         own = {size: _shrunk(values, 1.0, parts[size].freedom) for size, values in scaled.items()}
         shape = np.concatenate([values / own[size] for size, values in scaled.items()])
-        return cls(shape / (math.sqrt(float(np.mean(shape**2))) or 1.0), level, own)
+        size = math.sqrt(float(np.mean(shape**2))) or 1.0
+        return cls(shape / size * student(at, sum(part.freedom for part in parts.values())), level, own)
 
     def around(self, curve: Curve, draws: int, rng: np.random.Generator) -> Array:
         """(draws, usable values): the mean curve with fresh noise, averaged over as many seeds as were run."""
@@ -94,6 +99,16 @@ class Noise:
     def _at(self, octave: int) -> float:
         """The level at this distance, or at the nearest one that was seen."""
         return self.level[min(self.level, key=lambda seen: abs(seen - octave))]
+
+
+def student(level: float, freedom: int) -> float:
+    """Student's quantile over the normal one for a central interval: two terms of the Cornish-Fisher expansion.
+
+    >>> round(student(0.9, 16), 3)  # 1.746 / 1.645
+    1.061
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return 1 + (z**2 + 1) / (4 * freedom) + (5 * z**4 + 16 * z**2 + 3) / (96 * freedom**2)
 
 
 def _scaled(part: Residuals, level: Mapping[int, float]) -> Array:

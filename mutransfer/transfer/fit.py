@@ -47,9 +47,9 @@ class Fit:
         return slopes
 
 
-def fit(curves: Sequence[Curve], draws: int, rng: np.random.Generator) -> Fit:
+def fit(curves: Sequence[Curve], level: float, draws: int, rng: np.random.Generator) -> Fit:
     measured = _bottoms(curves, [curve.mean[curve.usable] for curve in curves])
-    noise = Noise.pooled(curves)
+    noise = Noise.pooled(curves, level)
     if noise is None:
         return Fit(curves, measured, None)
     return Fit(curves, measured, _bottoms(curves, [noise.around(curve, draws, rng) for curve in curves]))

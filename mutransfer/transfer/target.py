@@ -14,7 +14,7 @@ from mutransfer.records import TrialRecord, jsonable
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.table import Parameterization, Role
 from mutransfer.rules.tables import PARAMETERIZATIONS
-from mutransfer.transfer.analysis import DRAWS, analyze_records
+from mutransfer.transfer.analysis import DRAWS, LEVEL, analyze_records
 from mutransfer.transfer.axis import AXES, Axis, find_axis
 from mutransfer.transfer.bootstrap import Interval, interval
 from mutransfer.transfer.curves import curves_of
@@ -169,9 +169,9 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
         return _from_report(analyze_records(records, subject=chosen), chosen)
     if not whole:
         raise ConfigError(f"{chosen} was tuned over too few values of {LR}: at least {MIN_VALUES} must converge.")
-    alone = fit(whole, DRAWS, np.random.default_rng(0))
+    alone = fit(whole, LEVEL, DRAWS, np.random.default_rng(0))
     draws = None if alone.resampled is None else 2.0 ** alone.resampled.position[:, 0]
-    lr = interval(2.0 ** float(alone.measured.position[0]), draws, 0.9, None if draws is not None else ONE_SEED)
+    lr = interval(2.0 ** float(alone.measured.position[0]), draws, LEVEL, None if draws is not None else ONE_SEED)
     cautions = ["one proxy size only: that the optimum stays is taken from the table, not measured"]
     if whole[0].missing():
         cautions.append("the best lr is not between tried ones; extend the proxy's grid")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -58,6 +59,17 @@ def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
 def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
     content = renamed("mup") | {"verdict": "undecided", "extend": ["model.width=128 optimizer.lr=2**-11"]}
     assert "mutransfer sweep model.width=128 optimizer.lr=2**-11" in words(write_report(tmp_path, content))
+
+
+def test_an_optimum_at_the_edge_is_not_given_as_a_finding(renamed, tmp_path):
+    content = renamed("mup")
+    content["parameterizations"]["mup"]["optimum"]["128"]["interior"] = False
+    text = words(write_report(tmp_path, content))
+    assert (
+        "mup's best learning rate lies at the edge of the tried values at width 128: extend the grid."
+        in html.unescape(text)
+    )
+    assert "mup's best learning rate moves" not in html.unescape(text)
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x>', "$\\frac{", "--><b>", "x\ny"])
@@ -124,3 +136,19 @@ def test_the_environment_is_that_of_the_trials():
     assert (found["torch"], found["data_sha256"], found["seeds"]) == ("2.13.0", "abc", "0, 1")
     assert found["trials"] == "2 done; 4 CPU-seconds"
     assert "python" in environment_of()
+
+
+def test_words_for_what_is_not_known(renamed, tmp_path):
+    content = renamed("mup") | {"verdict": "undecided"}
+    content["parameterizations"]["mup"]["regret"] = {"value": None, "low": None, "high": None, "reason": "not tried"}
+    text = words(write_report(tmp_path, content))
+    assert "Undecided: these trials do not settle whether mup transfers." in text
+    assert "costs is not known: not tried" in text
+
+
+def test_words_for_divergence_and_for_a_control_that_is_the_subject(renamed, tmp_path):
+    content = renamed("mup") | {"verdict": "does not transfer", "subject": ["sp"]}
+    content["parameterizations"]["sp"]["regret"] = {"value": None, "low": 0.2, "high": None}
+    text = words(write_report(tmp_path, content))
+    assert "sp does not transfer: the best learning rate at width 32 is not the best at width 128." in text
+    assert "Training width 128 at the best learning rate of width 32 diverges" in text

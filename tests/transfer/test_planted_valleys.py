@@ -66,7 +66,7 @@ def test_loud_small_models_do_not_widen_the_large_ones_optimum(planted):
     loud = []
     for _ in range(20):
         points = [
-            replace(p, loss=p.loss + (rng.normal(0, 0.02) if p.size == 32 else 0))
+            replace(p, loss=p.loss + (rng.normal(0, 0.008) if p.size == 32 else 0))
             for p in planted(rng, seeds=3, noise=0.002)
         ]
         loud.append(analyze(points, draws=200)["mup"].optimum[-1].log2)

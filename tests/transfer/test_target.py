@@ -93,3 +93,23 @@ def test_a_target_below_the_proxy_is_cautioned(trial):
     found = transfer_hyperparameters(sweep(trial), {"width": 64})
     assert "smaller than the largest proxy" in found.cautions[0]
     assert "64" in str(found)
+
+
+def test_a_report_of_one_seed_gives_the_value_without_an_interval(trial):
+    found = transfer_hyperparameters([r for r in sweep(trial, widths=(64,)) if r.config["seed"] == 0], {"width": 1024})
+    assert "[" not in found.values[0].source
+
+
+def test_too_few_values_at_the_only_size(trial):
+    few = [r for r in sweep(trial, widths=(64,)) if r.config["optimizer"]["lr"] > 2**-4.5]
+    with pytest.raises(ConfigError, match="at least 3 must converge"):
+        transfer_hyperparameters(few, {"width": 1024})
+
+
+def test_an_optimum_at_the_edge_of_the_only_grid_is_cautioned(trial):
+    edge = [r for r in sweep(trial, widths=(64,)) if r.config["optimizer"]["lr"] > 2**-6.5]
+    assert "not between tried ones" in transfer_hyperparameters(edge, {"width": 1024}).cautions[1]
+
+
+def test_a_table_of_ones_own_has_no_roles_to_print(trial):
+    assert transfer_hyperparameters(sweep(trial, "my-table"), {"width": 1024}).roles == ()
