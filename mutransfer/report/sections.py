@@ -43,7 +43,7 @@ def verdict(report: Json) -> Markup:
     entries = report["parameterizations"]
     others = [name for name in entries if name not in subjects]
     lines = [tag("p", words.evidence(name, entries[name], report)) for name in subjects]
-    reasons = items(f"{n}: {reason}." for n in subjects for reason in entries[n]["reasons"])
+    reasons = items(reason for name in subjects for reason in words.reasons(name, entries[name]))
     compared = [_compared(name, entries[name], report) for name in others]
     add = items(join(["To settle it: ", tag("code", f"mutransfer sweep {one}")]) for one in report["extend"])
     return banner(report["verdict"], words.headline(report), *lines, reasons, add, *compared)

@@ -41,8 +41,7 @@ def evidence(name: str, one: Json, report: Json) -> str:
     axis, what = report["axis"], hyperparameter(report["x"])
     small, large = sizes(one)[0], sizes(one)[-1]
     drift, regret = one["drift"], one["regret"]
-    edges = [size for size, best in one["optimum"].items() if not best["interior"]]
-    if edges:
+    if edges := open_ends(one):
         return (
             f"{name}'s best {what} lies at the edge of the tried values at {axis} {', '.join(edges)}: extend the grid."
         )
@@ -55,6 +54,16 @@ def evidence(name: str, one: Json, report: Json) -> str:
         lost += f": {regret['reason']}" if regret.get("reason") else ""
     lines = report["thresholds"]
     return f"{moved} (allowed: {lines['drift']:g}). {lost} (allowed: {lines['regret']:.1%})."
+
+
+def open_ends(one: Json) -> list[str]:
+    """The sizes whose best value does not lie between tried ones: nothing else can be said before it does."""
+    return [size for size, best in one["optimum"].items() if not best["interior"]]
+
+
+def reasons(name: str, one: Json) -> list[str]:
+    """What decided the verdict, where `evidence` does not say it already."""
+    return [] if open_ends(one) else [f"{name}: {reason}." for reason in one["reasons"]]
 
 
 def octaves(part: Json) -> str:

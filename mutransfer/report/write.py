@@ -16,7 +16,7 @@ from mutransfer.report.drawings import check_drawings, loss_drawings, optimum_dr
 from mutransfer.report.environment import environment_of
 from mutransfer.report.markup import Markup, tag
 from mutransfer.report.page import page
-from mutransfer.report.words import Json, evidence, hyperparameter
+from mutransfer.report.words import Json, evidence, hyperparameter, reasons
 
 FILE_NAME = "report.html"
 
@@ -116,8 +116,8 @@ def _hyperparameter(key: str, report: Json, pictures: dict[str, bytes]) -> list[
 
 def _evidence(report: Json) -> Markup:
     entries: Mapping[str, Json] = report["parameterizations"]
-    reasons = (f"{name}: {reason}." for name, one in entries.items() for reason in one["reasons"])
-    return tag("span", " ".join([*(evidence(name, one, report) for name, one in entries.items()), *reasons]))
+    said = [part for name, one in entries.items() for part in (evidence(name, one, report), *reasons(name, one))]
+    return tag("span", " ".join(said))
 
 
 def _check(check: Json, pictures: dict[str, bytes], *, first: bool) -> list[Markup]:
