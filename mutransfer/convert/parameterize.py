@@ -16,7 +16,8 @@ from mutransfer.apply.multipliers import apply_attention, apply_swaps
 from mutransfer.errors import AlreadyParameterizedError, RuleError
 from mutransfer.planning.base import BaseSpec
 from mutransfer.planning.data import Form, Init, PlanData
-from mutransfer.planning.resolve import make_options, resolve
+from mutransfer.planning.options import make_options
+from mutransfer.planning.resolve import resolve
 from mutransfer.rules.table import Parameterization
 
 MARK = "_mutransfer"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,12 +11,13 @@ from mutransfer.errors import RoleError
 from mutransfer.planning.data import SwapPlan
 from mutransfer.planning.graph import NormFold, norm_in_front
 from mutransfer.planning.laws import Law
+from mutransfer.planning.options import Options
 from mutransfer.planning.roles import Assignment
 from mutransfer.planning.trace import Trace
 from mutransfer.rules.table import Parameterization, Role
 
-if TYPE_CHECKING:
-    from mutransfer.planning.resolve import Options
+_LAYER_FORWARDS = {layer.forward for layer in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+"""Forward passes of which the input or output can be scaled instead of the weight."""
 
 
 @dataclass
@@ -30,14 +30,22 @@ class Placement:
         multipliers: parameter -> multiplier of its own contribution in the forward pass.
         swaps: modules that apply those multipliers.
         why: parameter -> what to add to its reason.
+        notes: what a user should know of the model as a whole.
     """
 
     form: str
     folds: dict[str, float] = field(default_factory=dict)
     multipliers: dict[str, float] = field(default_factory=dict)
-    swaps: tuple[SwapPlan, ...] = ()
+    swaps: list[SwapPlan] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def fold(self, name: str, factor: float, why: str) -> None:
+        self.folds[name] = self.folds.get(name, 1.0) * factor
+        self.explain(name, why)
+
+    def explain(self, name: str, why: str) -> None:
+        self.why[name] = f"{self.why.get(name, '')}; {why}"
 
 
 def place_multipliers(
@@ -50,25 +58,105 @@ def place_multipliers(
 ) -> Placement:
     """Places every multiplier that is not 1.
 
+    Args:
+        query_folds: parameter -> factor that it carries for an attention's softmax scale.
+
     Raises:
         RoleError: a tied readout whose multiplier can go nowhere, or a tied model under a table that has no ties.
     """
-    placement = Placement("explicit" if options.form == "explicit" else "folded", folds=dict(query_folds))
-    names = _module_names(model)
+    placer = _Placer(model, trace, options)
+    for name, factor in query_folds.items():
+        placer.result.fold(name, factor, f"carries the softmax scale's factor {factor:.4g}")
     for name, role in roles.items():
         constant = name in laws and laws[name].kind == "constant"
-        multiplier = _own_multiplier(options, role, constant)
-        if role.readout is not None:
-            _place_tied(model, trace, name, role, options, placement, names)
+        placer.place_own(name, role, constant=constant)
+        if role.readouts:
+            placer.place_readout(name, role)
+    return placer.result
+
+
+class _Placer:
+    def __init__(self, model: nn.Module, trace: Trace, options: Options) -> None:
+        self.model, self.trace, self.options = model, trace, options
+        self.names = _all_names(model)
+        self.result = Placement("explicit" if options.form == "explicit" else "folded")
+
+    def place_own(self, name: str, role: Assignment, *, constant: bool) -> None:
+        """A parameter's own multiplier; a tied tensor's as embedding cannot be folded, for it is a readout too."""
+        multiplier = _own_multiplier(self.options, role, constant)
+        shared = bool(role.readouts) and self.options.hyperparameters.embedding_mult != 1.0
         if multiplier == 1.0:
-            continue
-        shared = role.readout is not None and options.hyperparameters.embedding_mult != 1.0
-        if options.form == "explicit" or shared:
-            _swap(model, trace, name, multiplier, placement, names)
+            return
+        if self.options.form == "explicit" or shared:
+            self._swap(name, role, multiplier)
         else:
-            placement.folds[name] = placement.folds.get(name, 1.0) * multiplier
-            placement.why[name] = placement.why.get(name, "") + f"; multiplier {multiplier:.4g} folded into init and lr"
-    return placement
+            self.result.fold(name, multiplier, f"multiplier {multiplier:.4g} folded into init and lr")
+
+    def _swap(self, name: str, role: Assignment, multiplier: float) -> None:
+        """A multiplier in the forward pass: on the layer that alone uses the weight, else wherever it is read."""
+        if role.readouts and self.options.init == "keep":
+            raise RoleError(f"embedding_mult would change the readout that {name!r} is too; its values are kept.")
+        uses = [use for use in self.trace.uses[name] if use not in role.readouts]
+        modules = {use.module for use in uses}
+        if len(modules) == 1 and self._is_layer_weight(name, module := modules.pop()):
+            self.result.swaps.append(SwapPlan(module, "weight", multiplier, "module"))
+        elif role.readouts:
+            raise RoleError(
+                f"embedding_mult cannot reach {name!r}: it is embedding and readout at once, and no nn.Embedding looks "
+                "it up. Look it up through an nn.Embedding, or untie it."
+            )
+        else:
+            module, _, local = name.rpartition(".")
+            self.result.swaps.append(SwapPlan(module, local, multiplier, "parameter"))
+        self.result.multipliers[name] = multiplier
+        self.result.explain(name, f"multiplied by {multiplier:.4g} in the forward pass")
+
+    def _is_layer_weight(self, name: str, module: str) -> bool:
+        of_layer = type(self.model.get_submodule(module)).forward in _LAYER_FORWARDS
+        return of_layer and _local_name(module, self.names[name]) == "weight"
+
+    def place_readout(self, name: str, role: Assignment) -> None:
+        """A tied tensor's multiplier as readout: into the norm in front of it, else into the readout module."""
+        table = self.options.table
+        if not table.ties and self.options.form == "explicit":
+            raise RoleError(
+                f"{name!r} is embedding and readout at once (tied), which {table.name!r} initialises differently. "
+                "Untie them, use 'mup', or form='folded'."
+            )
+        multiplier = tied_multiplier(table, role.m_out) * self.options.hyperparameters.output_mult
+        if multiplier == 1.0:
+            return
+        front = "form='explicit'" if self.options.form == "explicit" else self._norm_in_front(role)
+        if isinstance(front, NormFold):
+            for parameter in front.parameters:
+                self.result.fold(parameter, multiplier, f"carries the tied readout's multiplier {multiplier:.4g}")
+            self.result.explain(name, f"its readout multiplier {multiplier:.4g} is carried by {front.module!r}")
+            self.result.notes.append(f"the hidden state after {front.module!r} is scaled by {multiplier:.4g}")
+        else:
+            self._swap_readouts(name, role, multiplier, front)
+
+    def _norm_in_front(self, role: Assignment) -> NormFold | str:
+        if len(role.readouts) > 1:
+            return f"it is read out {len(role.readouts)} times"
+        return norm_in_front(self.trace, role.readouts[0])
+
+    def _swap_readouts(self, name: str, role: Assignment, multiplier: float, reason: str) -> None:
+        if self.options.form == "folded":
+            raise RoleError(f"The multiplier of the tied readout {name!r} cannot be folded: {reason}. Use form='auto'.")
+        if self.options.init == "keep":
+            raise RoleError(
+                f"The multiplier of the tied readout {name!r} cannot be folded ({reason}), and in the forward pass it "
+                "would change the function of a model whose values are kept (init='keep'). Untie the readout."
+            )
+        for module in dict.fromkeys(use.module for use in role.readouts):
+            if not self._is_layer_weight(name, module):
+                raise RoleError(
+                    f"The tied readout {name!r} needs the multiplier {multiplier:.4g}, which can be neither folded "
+                    f"({reason}) nor put into the forward pass, since no nn.Linear applies it. Read out through an "
+                    "nn.Linear whose weight is the embedding's, or put a norm directly in front."
+                )
+            self.result.swaps.append(SwapPlan(module, "weight", multiplier, "module"))
+        self.result.explain(name, f"as readout multiplied by {multiplier:.4g} in the forward pass ({reason})")
 
 
 def _own_multiplier(options: Options, role: Assignment, constant: bool) -> float:
@@ -77,96 +165,12 @@ def _own_multiplier(options: Options, role: Assignment, constant: bool) -> float
     return cell * own.get(role.role, 1.0)
 
 
-def _place_tied(
-    model: nn.Module,
-    trace: Trace,
-    name: str,
-    role: Assignment,
-    options: Options,
-    placement: Placement,
-    names: Mapping[str, tuple[str, ...]],
-) -> None:
-    """A tied tensor's readout multiplier: into the norm in front of it, else into the readout module."""
-    assert role.readout is not None
-    table = options.table
-    if not table.ties and options.form == "explicit":
-        raise RoleError(
-            f"{name!r} is embedding and readout at once (tied), which {table.name!r} initialises differently. "
-            "Untie them, use 'mup', or form='folded'."
-        )
-    multiplier = tied_multiplier(table, role.m_out) * options.hyperparameters.output_mult
-    if multiplier == 1.0:
-        return
-    reason = "form='explicit'"
-    if options.form != "explicit":
-        front = norm_in_front(trace, role.readout)
-        if isinstance(front, NormFold):
-            for parameter in front.parameters:
-                placement.folds[parameter] = placement.folds.get(parameter, 1.0) * multiplier
-                placement.why[parameter] = f"; carries the tied readout's multiplier {multiplier:.4g}"
-            placement.why[name] = f"; its readout multiplier {multiplier:.4g} is carried by {front.module!r}"
-            placement.notes += (f"the hidden state after {front.module!r} is scaled by {multiplier:.4g}",)
-            return
-        reason = front
-    _swap_readout(model, name, role, multiplier, placement, names, reason, must=options.form == "folded")
-
-
 def tied_multiplier(table: Parameterization, m: float) -> float:
     """What a tied readout's logits are multiplied by: the readout's multiplier over the embedding's, in the gauge."""
     return (table.gauge_of(Role.OUTPUT) / table.gauge_of(Role.INPUT)).at(m_in=m, m_out=m)
 
 
-def _swap_readout(
-    model: nn.Module,
-    name: str,
-    role: Assignment,
-    multiplier: float,
-    placement: Placement,
-    names: Mapping[str, tuple[str, ...]],
-    reason: str,
-    *,
-    must: bool,
-) -> None:
-    assert role.readout is not None
-    local = _local_name(role.readout.module, names[name])
-    module = model.get_submodule(role.readout.module)
-    if must:
-        raise RoleError(f"The multiplier of the tied readout {name!r} cannot be folded: {reason}. Use form='auto'.")
-    if local is None or not isinstance(module, nn.Linear):
-        raise RoleError(
-            f"The tied readout {name!r} needs the multiplier {multiplier:.4g}, which can be neither folded ({reason}) "
-            "nor put into the forward pass, since no nn.Linear applies it. Read out through an nn.Linear whose weight "
-            "is the embedding's, or put a norm directly in front."
-        )
-    placement.swaps += (SwapPlan(role.readout.module, local, multiplier, "module"),)
-    placement.why[name] = f"; as readout multiplied by {multiplier:.4g} in the forward pass ({reason})"
-
-
-def _swap(
-    model: nn.Module,
-    trace: Trace,
-    name: str,
-    multiplier: float,
-    placement: Placement,
-    names: Mapping[str, tuple[str, ...]],
-) -> None:
-    """A multiplier in the forward pass: on the layer that uses the weight, else on the parameter where it is read."""
-    for use in trace.uses[name]:
-        local = _local_name(use.module, names[name])
-        if local == "weight" and type(model.get_submodule(use.module)).forward in _LAYER_FORWARDS:
-            placement.swaps += (SwapPlan(use.module, local, multiplier, "module"),)
-            break
-    else:
-        module, _, local = name.rpartition(".")
-        placement.swaps += (SwapPlan(module, local, multiplier, "parameter"),)
-    placement.multipliers[name] = multiplier
-    placement.why[name] = placement.why.get(name, "") + f"; multiplied by {multiplier:.4g} in the forward pass"
-
-
-_LAYER_FORWARDS = {layer.forward for layer in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-
-
-def _module_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """First name of each parameter -> all its names."""
     by_tensor: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -175,9 +179,7 @@ def _module_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _local_name(module: str, names: tuple[str, ...]) -> str | None:
+    """What a module itself calls a parameter of these names, if it owns it."""
     prefix = f"{module}." if module else ""
-    for name in names:
-        local = name.removeprefix(prefix)
-        if name.startswith(prefix) and "." not in local:
-            return local
-    return None
+    local = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return next((name for name in local if "." not in name), None)

@@ -5,62 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from mutransfer.errors import ConfigError, MutransferError, RuleError, nearest
+from mutransfer.errors import ConfigError, MutransferError, RuleError
 from mutransfer.planning.attention import AttentionResult, plan_attention, scales_of
 from mutransfer.planning.base import Base, BaseSpec, read_base
-from mutransfer.planning.data import Form, Init, ParamPlan, PlanData
-from mutransfer.planning.hyperparameters import Hyperparameters, check_patterns, parse_hyperparameters
+from mutransfer.planning.data import ParamPlan, PlanData
+from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.inputs import find_inputs
 from mutransfer.planning.laws import Law
+from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Placement, place_multipliers
-from mutransfer.planning.rebuild import HeadScaling
 from mutransfer.planning.roles import Assignment, assign_roles
 from mutransfer.planning.trace import Trace, trace
-from mutransfer.rules.optimizers import Optimizer, find_optimizer
-from mutransfer.rules.table import Parameterization, Role, Row, find_table
-from mutransfer.rules.tables import PARAMETERIZATIONS
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keyword arguments of `parameterize`, checked."""
-
-    table: Parameterization
-    optimizer: Optimizer
-    form: Form
-    init: Init
-    scale: HeadScaling
-    roles: Mapping[str, str]
-    hyperparameters: Hyperparameters
-    strict: bool
-
-
-def make_options(
-    parameterization: str | Parameterization,
-    optimizer: str,
-    *,
-    form: str = "auto",
-    init: str = "rescale",
-    scale: str = "heads",
-    roles: Mapping[str, str] | None = None,
-    hyperparameters: Mapping[str, Any] | None = None,
-    strict: bool = True,
-) -> Options:
-    table = find_table(parameterization, PARAMETERIZATIONS)
-    family = find_optimizer(optimizer)
-    table.rule(Role.HIDDEN, family)
-    choices = {"form": (form, Form), "init": (init, Init), "scale": (scale, HeadScaling)}
-    for name, (value, allowed) in choices.items():
-        if value not in get_args(allowed):
-            raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
-    own = parse_hyperparameters(hyperparameters)
-    return Options(table, family, form, init, scale, dict(roles or {}), own, strict)  # type: ignore[arg-type]
+from mutransfer.rules.table import Parameterization, Role, Row
 
 
 def resolve(
@@ -97,7 +58,7 @@ def resolve(
         init=options.init,
         base=known.words,
         params=lines,
-        swaps=placement.swaps,
+        swaps=tuple(placement.swaps),
         attention=attention.set,
         base_scales=attention.base_scales,
         hyperparameters=options.hyperparameters.set_values(),

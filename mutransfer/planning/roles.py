@@ -22,7 +22,7 @@ class Assignment:
         uses: how the trace saw it, in words.
         fan_in: number of entries summed per output; 1 where nothing is contracted.
         m_in, m_out: ratios to the base, of the contracted dimensions and of the others.
-        readout: the use as readout of a tensor that is looked up too (a tied embedding), else None.
+        readouts: the uses as readout of a tensor that is looked up too (a tied embedding); else none.
         why: the reason in words.
     """
 
@@ -31,8 +31,8 @@ class Assignment:
     fan_in: int
     m_in: float
     m_out: float
-    readout: Use | None
     why: str
+    readouts: tuple[Use, ...] = ()
 
 
 def assign_roles(
@@ -76,9 +76,8 @@ def _proven(name: str, dims: Sequence[Dim], uses: Sequence[Use], strict: bool) -
     roles = {_role_of_contraction(use, growing) for use in contractions}
     looked_up = any(use.kind == "lookup" for use in uses)
     if looked_up and roles == {Role.OUTPUT} and len(growing) == 1:
-        readout = next(use for use in contractions)
         why = "looked up by index, and contracted over the width as readout (tied)"
-        return replace(_assignment(Role.INPUT, dims, frozenset(), uses, why), readout=readout)
+        return replace(_assignment(Role.INPUT, dims, frozenset(), uses, why), readouts=tuple(contractions))
     if len(roles) == 1 and not looked_up:
         return _assignment(next(iter(roles)), dims, contractions[0].contracted, uses, _why(contractions[0], growing))
     if not roles and len(growing) == 1 and uses and all(use.kind != "opaque" for use in uses):
@@ -127,7 +126,6 @@ def _assignment(role: Role, dims: Sequence[Dim], contracted: Dims, uses: Sequenc
         math.prod(dims[i].size for i in contracted),
         math.prod(dims[i].ratio for i in contracted),
         math.prod(dims[i].ratio for i in out),
-        None,
         why + mixed,
     )
 

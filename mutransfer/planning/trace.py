@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -74,17 +75,17 @@ class Trace:
     def consumers(self, value: int) -> list[Op]:
         return self._consumers.get(value, [])
 
-    def __post_init__(self) -> None:
-        producers = {value: op for op in self.ops for value in op.outputs}
+    @cached_property
+    def _producers(self) -> dict[int, Op]:
+        return {value: op for op in self.ops for value in op.outputs}
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[Op]]:
         consumers: dict[int, list[Op]] = {}
         for op in self.ops:
             for value in dict.fromkeys(op.inputs):
                 consumers.setdefault(value, []).append(op)
-        object.__setattr__(self, "_producers", producers)
-        object.__setattr__(self, "_consumers", consumers)
-
-    _producers: dict[int, Op] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _consumers: dict[int, list[Op]] = field(init=False, repr=False, compare=False, default_factory=dict)
+        return consumers
 
 
 @dataclass(frozen=True)

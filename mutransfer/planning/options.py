@@ -1,0 +1,57 @@
+"""The keyword arguments of `parameterize`, checked before a model is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from mutransfer.errors import ConfigError, nearest
+from mutransfer.planning.data import Form, Init
+from mutransfer.planning.hyperparameters import Hyperparameters, parse_hyperparameters
+from mutransfer.planning.rebuild import HeadScaling
+from mutransfer.rules.optimizers import Optimizer, find_optimizer
+from mutransfer.rules.table import Parameterization, Role, find_table
+from mutransfer.rules.tables import PARAMETERIZATIONS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for, whatever the model."""
+
+    table: Parameterization
+    optimizer: Optimizer
+    form: Form
+    init: Init
+    scale: HeadScaling
+    roles: Mapping[str, str]
+    hyperparameters: Hyperparameters
+    strict: bool
+
+
+def make_options(
+    parameterization: str | Parameterization,
+    optimizer: str,
+    *,
+    form: str = "auto",
+    init: str = "rescale",
+    scale: str = "heads",
+    roles: Mapping[str, str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Options:
+    """Reads the arguments; see `mutransfer.parameterize`.
+
+    Raises:
+        RuleError: unknown parameterization or optimizer, or a table without the optimizer's column.
+        ConfigError: an unknown choice, or a hyperparameter out of range.
+    """
+    table = find_table(parameterization, PARAMETERIZATIONS)
+    family = find_optimizer(optimizer)
+    table.rule(Role.HIDDEN, family)
+    choices = {"form": (form, Form), "init": (init, Init), "scale": (scale, HeadScaling)}
+    for name, (value, allowed) in choices.items():
+        if value not in get_args(allowed):
+            raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
+    own = parse_hyperparameters(hyperparameters)
+    return Options(table, family, form, init, scale, dict(roles or {}), own, strict)  # type: ignore[arg-type]
