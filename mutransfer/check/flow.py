@@ -31,6 +31,7 @@ class Flow:
         is_part: of a larger one (q of a fused qkv): a number that multiplies it does not multiply the contributions.
         gain: product of the numbers it was multiplied by since it was made.
         contracted: for a product of two activations, the size that was summed over (else 0).
+        sources: for such a product, the uses that its two factors came from.
         ancestors: bit set of the activations it was made from.
     """
 
@@ -39,11 +40,27 @@ class Flow:
     is_part: bool = False
     gain: float = 1.0
     contracted: int = 0
+    sources: tuple[int, ...] = ()
     ancestors: int = 0
 
     def times(self, number: float) -> Flow:
         uses = self.uses if self.is_part else tuple((use, gain * number) for use, gain in self.uses)
         return replace(self, gain=self.gain * number, uses=uses)
+
+
+@dataclass(frozen=True)
+class SoftmaxScale:
+    """How one attention scales its logits.
+
+    Attributes:
+        head_dim: the size that q and k are contracted over.
+        value: product of all numbers on the way from q and k to the softmax.
+        sources: numbers of the parameter uses that made q and k.
+    """
+
+    head_dim: int
+    value: float
+    sources: tuple[int, ...]
 
 
 @dataclass
@@ -54,13 +71,13 @@ class Flows:
         settle: called with (use, gain) once a contribution enters something else than a number's product. An
             attention product takes q and k without the softmax scale that may have been multiplied into them.
         is_constant: whether a tensor is independent of the batch.
-        scales: attention site -> (head_dim, effective softmax scale).
+        scales: attention site -> how its logits are scaled.
         logits, stream: site -> the attention logits, the residual stream after an addition.
     """
 
     settle: Callable[[int, float], None]
     is_constant: Callable[[Tensor], bool]
-    scales: dict[str, tuple[int, float]] = field(default_factory=dict)
+    scales: dict[str, SoftmaxScale] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
     stream: dict[str, Tensor] = field(default_factory=dict)
     _flows: dict[int, Flow] = field(default_factory=dict)
@@ -104,7 +121,7 @@ class Flows:
         self._settle(flows, scaled=not (is_product or call.name.startswith(_SDPA)))
         if is_product:
             gain = flows[0].gain * flows[1].gain * float(call.arguments.get("alpha", 1))
-            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]))
+            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]), sources=_sources(*flows))
         return Flow(tuple(uses))
 
     def _settle(self, flows: list[Flow], *, scaled: bool = True) -> None:
@@ -139,9 +156,8 @@ class Flows:
         keeps = call.name in _KEEPS or (call.name == "mul" and len(flows) == 1 and not uses)
         if not keeps or len({(flow.gain, flow.uses) for flow in flows}) != 1:
             return None
-        contracted = max(flow.contracted for flow in flows)
-        is_part = any(flow.is_part for flow in flows)
-        return Flow(flows[0].uses + uses, is_part=is_part, gain=flows[0].gain, contracted=contracted)
+        product = max(flows, key=lambda flow: flow.contracted)
+        return replace(product, uses=flows[0].uses + uses, is_part=any(flow.is_part for flow in flows))
 
     def _ancestry(self, activations: list[Tensor], flows: list[Flow]) -> int:
         bits = 0
@@ -154,15 +170,18 @@ class Flows:
             q, k = call.arguments["query"], call.arguments["key"]
             given = call.arguments.get("scale")
             scale = float(given) if given is not None else 1 / math.sqrt(q.shape[-1])
-            gain = self.of(q).gain * self.of(k).gain
-            self._note(module, q.shape[-1], scale * gain, torch.matmul(q, _expanded(k, q).mT).float() * scale)
+            logits = torch.matmul(q, _expanded(k, q).mT).float() * scale
+            both = self.of(q), self.of(k)
+            value = scale * both[0].gain * both[1].gain
+            self._note(module, SoftmaxScale(int(q.shape[-1]), value, _sources(*both)), logits)
         elif "softmax" in call.name and "log" not in call.name and flows and flows[0].contracted:
-            logits: Tensor = call.arguments["self"].float()
-            self._note(module, flows[0].contracted, flows[0].gain, logits.where(logits > _MASKED, 0))
+            logits = call.arguments["self"].float()
+            found = SoftmaxScale(flows[0].contracted, flows[0].gain, flows[0].sources)
+            self._note(module, found, logits.where(logits > _MASKED, 0))
 
-    def _note(self, module: str, head_dim: int, scale: float, logits: Tensor) -> None:
+    def _note(self, module: str, scale: SoftmaxScale, logits: Tensor) -> None:
         site = _unused(module, self.scales)
-        self.scales[site] = (int(head_dim), scale)
+        self.scales[site] = scale
         self.logits[site] = logits
 
     def _read_stream(self, call: Call, activations: list[Tensor], out: Tensor, module: str) -> None:
@@ -173,6 +192,11 @@ class Flows:
             if storage(x) in self._order and self.of(branch).ancestors >> self._order[storage(x)] & 1:
                 self.stream[_unused(module, self.stream)] = out.float().clone()
                 return
+
+
+def _sources(*factors: Flow) -> tuple[int, ...]:
+    """A weight and its bias carry the same factor, so the first use of each stands for both."""
+    return tuple(flow.uses[0][0] for flow in factors if flow.uses)
 
 
 def storage(tensor: Tensor) -> int:

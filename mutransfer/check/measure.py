@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mutransfer.check.flow import rms
+from mutransfer.check.flow import SoftmaxScale, rms
 from mutransfer.check.shadow import ShadowMode, Use
 from mutransfer.planning.trace import unfused
 
@@ -30,14 +30,14 @@ class Snapshot:
         uses: every use of every parameter in execution order, with its own contribution.
         sizes: place -> RMS of what is there.
         moved: place -> RMS of its change since init (empty at init).
-        scales: attention site -> (head_dim, effective softmax scale).
+        scales: attention site -> how its logits are scaled.
         outputs: what is at each place, kept at init only, for `moved` later.
     """
 
     uses: tuple[Use, ...]
     sizes: Mapping[Place, float]
     moved: Mapping[Place, float]
-    scales: Mapping[str, tuple[int, float]]
+    scales: Mapping[str, SoftmaxScale]
     outputs: Mapping[Place, Tensor] = field(default_factory=dict, repr=False)
 
 

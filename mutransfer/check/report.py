@@ -88,6 +88,8 @@ class CoordReport:
             return f"all {len(self.judged)} intervals lie inside the law +-{MARGIN:g}"
         if self.verdict == "fail":
             first = self.culprits[0]
+            if first.kind == "softmax":
+                return f"{first.name}: {first.look_at}"
             return f"{first.name} ({first.kind}) is {first.measured:+.3g} where the law says {first.expected:+.3g}"
         if self.control is not None and self.control.verdict == "pass":
             return f"the control ({self.control.name}) passes too, so this check cannot tell right from wrong here"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mutransfer.check.flow import SoftmaxScale
+from mutransfer.check.runs import Run
 from mutransfer.check.slopes import MARGIN, Runs, Slope
 from mutransfer.rules.optimizers import Optimizer
 from mutransfer.rules.scale import Scale
@@ -95,20 +97,20 @@ def read_softmax(runs: Runs, attention: Scale) -> list[Softmax]:
     """Effective softmax scales where head_dim differs between the smallest and the largest width."""
     small, large = runs[min(runs)][0], runs[max(runs)][0]
     readings = []
-    for site, (head_dim, scale) in large.init.scales.items():
-        if site not in small.init.scales or small.init.scales[site][0] == head_dim:
+    for site, scale in large.init.scales.items():
+        before = small.init.scales.get(site)
+        if before is None or before.head_dim == scale.head_dim:
             continue
-        small_dim, small_scale = small.init.scales[site]
-        ratio = scale * _query_fold(large.carried, site) / (small_scale * _query_fold(small.carried, site))
-        expected = attention.at(m_head=head_dim / small_dim)
-        readings.append(Softmax(site, (small_dim, head_dim), ratio, expected))
+        ratio = scale.value * _carried(large, scale) / (before.value * _carried(small, before))
+        expected = attention.at(m_head=scale.head_dim / before.head_dim)
+        readings.append(Softmax(site, (before.head_dim, scale.head_dim), ratio, expected))
     return readings
 
 
-def _query_fold(carried: Mapping[str, float], site: str) -> float:
-    """The softmax scale that an attention's query projection carries, where no attribute could be set."""
-    inside = [factor for name, factor in carried.items() if name.startswith(f"{site.partition('#')[0]}.")]
-    return inside[0] if inside else 1.0
+def _carried(run: Run, scale: SoftmaxScale) -> float:
+    """The part of the softmax scale that q's projection carries, where no attribute could be set."""
+    parameters = [run.init.uses[number].parameter for number in scale.sources]
+    return math.prod(run.carried.get(name, 1.0) for name in parameters)
 
 
 def implied(table: Parameterization, optimizer: Optimizer) -> dict[str, dict[str, float]]:

@@ -24,7 +24,13 @@ GROWING: dict[Role, Scale] = {
 
 
 def corrupt(
-    table: Parameterization, role: Role, cell: str, power: float, optimizer: str = "adamw", *, ratio: Scale | None = None
+    table: Parameterization,
+    role: Role,
+    cell: str,
+    power: float,
+    optimizer: str = "adamw",
+    *,
+    ratio: Scale | None = None,
 ) -> Parameterization:
     """The table with one cell wrong by a factor ratio^power."""
     factor = (ratio or GROWING[role]) ** power
@@ -49,9 +55,7 @@ def gpt(width: int, **settings: object) -> nn.Module:
 
 
 def resnet(width: int) -> nn.Module:
-    return build_model(
-        {"name": "resnet", "width": width, "channels": 3, "outputs": 32, "image_size": 8, "stages": 2}
-    )
+    return build_model({"name": "resnet", "width": width, "channels": 3, "outputs": 32, "image_size": 8, "stages": 2})
 
 
 @pytest.fixture(scope="session")

@@ -223,7 +223,9 @@ class Attention(nn.Module):
 def test_softmax_scale_is_read_and_is_not_the_queries_own(kind, x):
     model = Attention(kind)
     shown = measure(model, lambda m: m(x))
-    assert shown.scales == {"": (DIM, pytest.approx(1 / math.sqrt(DIM)))}
+    (scale,) = shown.scales.values()
+    assert (scale.head_dim, scale.value) == (DIM, pytest.approx(1 / math.sqrt(DIM)))
+    assert [shown.uses[number].parameter.partition(".")[0] for number in scale.sources] == ["q", "k"]
     query = next(use for use in shown.uses if use.parameter == "q.weight")
     assert query.size == pytest.approx(rms(F.linear(x, model.q.weight)), rel=1e-5)
     assert 0 < shown.sizes["logits", ""] < 10
