@@ -87,10 +87,14 @@ def parameter_slopes(runs: Runs, law: Law, roles: Mapping[str, str]) -> tuple[li
     skipped = {item.parameter for item in listed}
     uses = [use for use in _first(runs).init.uses if use.parameter not in skipped]
     order = {use.key: place for place, use in enumerate(uses)}
+    tied = {use.parameter for use in uses if use.index > 0} & {use.parameter for use in uses if use.lookup}
     found = _exponents(runs, _contributions, keep=order)
     made = [
-        _slope(uses[order[key]], kind, interval, sizes, order[key], use_role(runs, key, roles), law)
+        _slope(
+            uses[order[key]], kind, interval, sizes, order[key], role, _claim(law, kind, role, interval, key[0] in tied)
+        )
         for (kind, key), (interval, sizes) in found.items()
+        for role in [use_role(runs, key, roles)]
     ]
     moved = {slope.parameter for slope in made if slope.kind == "change"}
     unmoved = dict.fromkeys(use.parameter for use in uses if use.parameter not in moved)
@@ -98,12 +102,23 @@ def parameter_slopes(runs: Runs, law: Law, roles: Mapping[str, str]) -> tuple[li
 
 
 def _slope(
-    use: Use, kind: Kind, interval: Interval, sizes: tuple[float, ...], order: int, role: Role, law: Law
+    use: Use, kind: Kind, interval: Interval, sizes: tuple[float, ...], order: int, role: Role, law: float
 ) -> Slope:
     name = use.parameter if use.index == 0 else f"{use.parameter} (use {use.index + 1})"
-    claimed = (law.init if kind == "init" else law.change)[role]
     numbers = interval.value, interval.low, interval.high
-    return Slope(name, "parameter", kind, *numbers, sizes, order, role, claimed, use.parameter, use.op)
+    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, use.parameter, use.op)
+
+
+def _claim(law: Law, kind: Kind, role: Role, interval: Interval, tied: bool) -> float:
+    """The exponent that the table claims.
+
+    A tied readout meets its own rows in the residual stream: the logit of the token that was read keeps its size, the
+    others are noise. Their mix at init has an exponent anywhere from the readout's to the embedding's.
+    """
+    claimed = (law.init if kind == "init" else law.change)[role]
+    if tied and kind == "init" and role is Role.OUTPUT:
+        return min(max(interval.value, claimed), max(claimed, law.init[Role.INPUT]))
+    return claimed
 
 
 def activation_slopes(runs: Runs) -> list[Slope]:
