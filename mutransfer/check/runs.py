@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,6 +106,7 @@ def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
                 later.append(measure(model, lambda m: training.loss(m, batch), start, init))
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, size in gradients.items() if size < NO_GRADIENT) - frozen
+        init = replace(init, outputs={})  # only needed for the changes since
         return Run(init, later, still, frozen, subject.carried(width), described(batch))
 
 

@@ -279,6 +279,11 @@ class TestSoftmaxScale:
         assert report.verdict == "pass"
         assert report.softmax[0].measured == pytest.approx(report.softmax[0].expected) == 0.25
 
+    def test_where_it_cannot_be_read_nothing_is_decided(self, models):
+        report = mlp_check(models, "mup", scale="head_dim")
+        assert report.verdict == "undecided"
+        assert "no softmax scale" in report.reason
+
 
 class TestInput:
     @pytest.mark.parametrize(
