@@ -216,3 +216,10 @@ def test_bash_completes_after_the_script_is_sourced(tmp_path: Path) -> None:
     }
     finished = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines() == ["sweep", "sgd", "sp,ntk-stable"]
+
+
+def test_a_reader_that_closes_early_sees_no_traceback():
+    command = f"{sys.executable} -m mutransfer explain --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.strip()
+    assert "Traceback" not in done.stderr
