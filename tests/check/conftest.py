@@ -10,7 +10,7 @@ from torch import nn
 
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.scale import Scale, m_in, m_out
-from mutransfer.rules.table import Parameterization, Role
+from mutransfer.rules.table import Parameterization, Role, Row
 from mutransfer.train.models import build_model
 
 GROWING: dict[Role, Scale] = {
@@ -34,14 +34,18 @@ def corrupt(
 ) -> Parameterization:
     """The table with one cell wrong by a factor ratio^power."""
     factor = (ratio or GROWING[role]) ** power
-    row = table.rows[role]
-    if cell == "lr":
+
+    def wrong(row: Row) -> Row:
+        if cell != "lr":
+            return dataclasses.replace(row, **{cell: getattr(row, cell) * factor})
         family = OPTIMIZERS[optimizer].family
         rule = dataclasses.replace(row.rules[family], lr=row.rules[family].lr * factor)
-        row = dataclasses.replace(row, rules={**row.rules, family: rule})
-    else:
-        row = dataclasses.replace(row, **{cell: getattr(row, cell) * factor})
-    return dataclasses.replace(table, rows={**table.rows, role: row})
+        return dataclasses.replace(row, rules={**row.rules, family: rule})
+
+    constant = table.constant_vector  # Table 9's row for gains and zero biases
+    if constant is not None and role is Role.VECTOR:
+        constant = wrong(constant)
+    return dataclasses.replace(table, rows={**table.rows, role: wrong(table.rows[role])}, constant_vector=constant)
 
 
 def mlp(width: int) -> nn.Module:
