@@ -43,7 +43,7 @@ PARTS = {
         "coordinate check at widths 256 to 4096: muP must pass, SP must fail",
         check_part,
         CheckSettings(),
-        CheckSettings((64, 128, 256), 1, 16, 64, 8, 2, guess=0.1),
+        CheckSettings((64, 128, 256), 64, 1, 16, 64, 8, 2, guess=0.1),
     ),
     "overhead": Entry(
         "a training step of the explicit form against the plain model (bench.py)",

@@ -21,10 +21,12 @@ class CheckSettings:
     """Which decoders are checked.
 
     Attributes:
+        base: where the check's default learning rate holds; held at width 256, it is too large and muP is undecided.
         guess: seconds that one check may take.
     """
 
     widths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    base: int = 64
     depth: int = 2
     head_dim: int = 64
     vocab: int = 256
@@ -49,6 +51,7 @@ def _check(settings: CheckSettings, device: torch.device, name: str, optimizer: 
     report = mt.coord_check(
         partial(_build, settings, device),
         widths=list(settings.widths),
+        base=settings.base,
         parameterization=name,
         optimizer=optimizer,
         seeds=settings.seeds,
