@@ -59,7 +59,7 @@ def test_the_demo_shares_its_base_width_trials_and_fits_its_budget(sweep: Compos
     trials = {point.key: point for point in points}
     seconds = {32: 1.2, 64: 2, 128: 4.6, 256: 13.5}  # per trial, measured
     assert sum(seconds[point.config["model"]["width"]] for point in trials.values()) <= 850
-    at_base = [p for p in points if p.config["model"]["width"] == 32 and p.config["hp"]["lr"]["input"] == 8]
+    at_base = [p for p in points if p.config["model"]["width"] == 32 and p.config["hp"]["lr"]["input"] == 16]
     assert {p.config["parameterization"]["name"] for p in at_base} == {"mup", "sp", "sp-embedding"}
     by_table = {
         name: {p.key for p in at_base if p.config["parameterization"]["name"] == name} for name in ("mup", "sp")
@@ -216,7 +216,7 @@ def test_every_root_composes_and_fits_its_schema(root: str) -> None:
 @pytest.mark.parametrize("root", ["train", "check", "explain"])
 def test_an_experiment_serves_every_verb(root: str) -> None:
     config = validate(root, Composer(root).config(["experiment=demo"]))
-    assert config["hp"]["lr"]["input"] == 8
+    assert config["hp"]["lr"]["input"] == 16
     assert "search" not in config
 
 
