@@ -26,8 +26,8 @@ def clip_grad_norm_(model: nn.Module, plan: PlanData, max_norm: float) -> Tensor
     if not weighted:
         return torch.zeros(())
     gradients = [gradient for _, gradient in weighted]
-    norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-    weights = norms.new_tensor([weight for weight, _ in weighted])
-    total: Tensor = torch.linalg.vector_norm(norms * weights)
+    norms = torch._foreach_norm(gradients)
+    scaled = [norm if weight == 1.0 else norm * weight for (weight, _), norm in zip(weighted, norms, strict=True)]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(gradients[0].device) for norm in scaled]))
     torch._foreach_mul_(gradients, (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
@@ -18,7 +17,7 @@ from mutransfer.planning import rebuild
 from mutransfer.planning.data import PlanData
 from mutransfer.planning.laws import Law, estimate, fits, parameters_of, read_defaults, read_laws
 from mutransfer.planning.rebuild import Build, HeadScaling
-from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
+from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of, without_memory
 
 Laws = dict[str, Law]
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
@@ -83,12 +82,9 @@ def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadSca
     fields = rebuild.base_fields(model.config, base, scale) if isinstance(base, int) else dict(base)
     make_base, make_model, probes = rebuild.from_config(model, fields, scale)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
-    return _rebuilt(shapes_of(model), _shapes(make_base), probes, make_base, make_model, words, need_laws)
-
-
-def _shapes(build: Build) -> Shapes:
-    with torch.device("meta"):
-        return shapes_of(build())
+    return _rebuilt(
+        shapes_of(model), shapes_of(without_memory(make_base)), probes, make_base, make_model, words, need_laws
+    )
 
 
 def _rebuilt(

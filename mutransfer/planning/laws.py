@@ -178,6 +178,24 @@ def untouched_rng() -> Iterator[None]:
 
 
 @contextmanager
+def in_place() -> Iterator[None]:
+    """Tensors without values cannot be copied to another device: a constructor's `.to(device)` leaves them here."""
+    move = nn.Module._apply
+
+    def stay(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+        try:
+            return move(self, fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        except (NotImplementedError, RuntimeError):
+            return self
+
+    nn.Module._apply = stay  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = move  # type: ignore[method-assign]
+
+
+@contextmanager
 def _one_pass_trunc_normal() -> Iterator[None]:
     """torch's own truncated normal redraws until all values are inside, which needs values: here it is drawn by the
     inverse of its distribution, which the recorder follows."""
@@ -205,7 +223,8 @@ def read_laws(build: Callable[[], nn.Module]) -> dict[str, Law]:
     """
     with untouched_rng():
         try:
-            with _one_pass_trunc_normal(), FakeTensorMode(allow_non_fake_inputs=True), Recorder() as recorder:
+            fakes = FakeTensorMode(allow_non_fake_inputs=True)
+            with in_place(), _one_pass_trunc_normal(), fakes, Recorder() as recorder:
                 laws = _collect(build(), recorder)
         except Exception:  # a constructor that reads values (`.item()`, numpy) raises one of many classes here
             with Recorder() as recorder:

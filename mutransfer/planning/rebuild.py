@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mutransfer.errors import ConfigError, ShapeError, nearest
-from mutransfer.planning.sizes import Shapes, check_structure, on_meta, shapes_of
+from mutransfer.planning.sizes import Shapes, check_structure, shapes_of, without_memory
 
 Build = Callable[[], nn.Module]
 HeadScaling = Literal["heads", "head_dim"]
@@ -50,7 +50,7 @@ def from_factory(
 
 def _from_user(factory: Callable[[int], nn.Module], width: int) -> dict[str, tuple[int, ...]]:
     try:
-        return on_meta(factory, width)
+        return shapes_of(without_memory(lambda: factory(width)))
     except ShapeError:
         raise
     except Exception as error:
@@ -162,7 +162,7 @@ def from_config(model: nn.Module, base: Mapping[str, Any], scale: HeadScaling) -
 
 def _shapes_from(make: Callable[[Any], nn.Module], config: Any, kind: type) -> Shapes:
     try:
-        return on_meta(make, config)
+        return shapes_of(without_memory(lambda: make(config)))
     except Exception as error:
         raise ShapeError(
             f"{kind.__name__} cannot be rebuilt from its own config ({type(error).__name__}: {error}). "

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, RuleError
@@ -20,6 +19,7 @@ from mutransfer.planning.laws import Law
 from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Placement, place_multipliers
 from mutransfer.planning.roles import Assignment, assign_roles
+from mutransfer.planning.sizes import without_memory
 from mutransfer.planning.trace import Trace, trace
 from mutransfer.rules.table import Parameterization, Role, Row
 
@@ -89,8 +89,7 @@ def _kept(own: Mapping[str, object], options: Options) -> tuple[str, ...]:
 
 def _scales_at_base(known: Base, inputs: Any) -> dict[str, tuple[int, float]]:
     assert known.build is not None
-    with torch.device("meta"):
-        base = known.build()
+    base = without_memory(known.build)
     try:
         return scales_of(trace(base, inputs))
     except MutransferError:

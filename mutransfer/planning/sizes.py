@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mutransfer.errors import ShapeError
+from mutransfer.planning.laws import in_place
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -108,7 +109,7 @@ def _few(names: Sequence[str], count: int = 3) -> str:
     return f"{list(names[:count])}{more}"
 
 
-def on_meta(build: object, *args: object) -> dict[str, tuple[int, ...]]:
-    """The shapes of `build(*args)`, made on the meta device: no memory, no init."""
-    with torch.device("meta"):
-        return shapes_of(build(*args))  # type: ignore[operator]
+def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build()` makes, on the meta device: no values, no memory."""
+    with torch.device("meta"), in_place():
+        return build()

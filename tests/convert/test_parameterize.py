@@ -122,6 +122,11 @@ def test_a_planned_8_times_wider_model_needs_no_memory():
     assert plan["readout.weight"].m_in == 8
 
 
+def test_a_factory_may_move_its_model_to_a_device():
+    moved = mt.plan(Decoder(64), "mup", base=16, factory=lambda width: Decoder(width).to("cpu"))
+    assert factors(moved) == factors(mt.plan(Decoder(64), "mup", base=16, factory=Decoder))
+
+
 # --- attention ----------------------------------------------------------------------------------------------------
 
 
