@@ -16,13 +16,14 @@ extra=${1:-}
 
 constraints=()
 command -v nvidia-smi >/dev/null || constraints=(-c scripts/constraints-cpu.txt)
-stamp="$extra $(cat pyproject.toml scripts/constraints-cpu.txt | cksum)"
-if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
+stamp=$(cat pyproject.toml scripts/constraints-cpu.txt | cksum)
+installed() { [ "$(cat "$venv/.stamp-$1" 2>/dev/null)" = "$stamp" ]; }
+if ! installed "$extra" && { [ -n "$extra" ] || ! installed dev; }; then
     echo "Setting up $venv (once; about a minute, most of it torch) ..."
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     # torch first and alone: with a constraint pip would otherwise look at every newer release of it
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${constraints[@]}" torch
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${constraints[@]}" -e ".${extra:+[$extra]}"
-    echo "$stamp" >"$venv/.stamp"
+    echo "$stamp" >"$venv/.stamp-$extra"
 fi
 export PATH="$venv/bin:$PATH" OMP_NUM_THREADS=1
