@@ -24,6 +24,8 @@ if ! installed "$extra" && { [ -n "$extra" ] || ! installed dev; }; then
     # torch first and alone: with a constraint pip would otherwise look at every newer release of it
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${constraints[@]}" torch
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${constraints[@]}" -e ".${extra:+[$extra]}"
+    # mup, the reference of the parity tests, asks for torchvision, whose wheels need not match this torch; it uses none
+    [ "$extra" != dev ] || "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps mup==1.0.0
     echo "$stamp" >"$venv/.stamp-$extra"
 fi
 export PATH="$venv/bin:$PATH" OMP_NUM_THREADS=1
