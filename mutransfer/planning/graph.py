@@ -119,9 +119,9 @@ def attention_sites(trace: Trace) -> list[AttentionSite]:
 
 
 def _site(trace: Trace, op: Op, scale: float, q: int, k: int, head_dim: int) -> AttentionSite:
-    q_scalar, queries = _source(trace, q)
-    k_scalar, keys = _source(trace, k)
-    return AttentionSite(op.module, scale * q_scalar * k_scalar, head_dim, queries, keys)
+    q_scalar, k_scalar = _scalars(trace, q), _scalars(trace, k)
+    queries, keys = _sources(trace, q, {}) or frozenset(), _sources(trace, k, {}) or frozenset()
+    return AttentionSite(op.module, scale * q_scalar * k_scalar, head_dim, tuple(sorted(queries)), tuple(sorted(keys)))
 
 
 def _logits(trace: Trace, value: int) -> tuple[Op, float] | None:
@@ -129,13 +129,20 @@ def _logits(trace: Trace, value: int) -> tuple[Op, float] | None:
     scalar = 1.0
     while (op := trace.producer(value)) is not None:
         if op.name in ("bmm", "baddbmm") and not op.parameters:
-            return op, scalar
+            alpha = op.kwargs.get("alpha")
+            return op, scalar * (1.0 if alpha is None else float(alpha))
         factor = _scalar_of(op)
         if factor is None and op.name not in _BETWEEN_LOGITS_AND_SOFTMAX:
             return None
         scalar *= factor or 1.0
-        value = op.inputs[0]
+        value = _larger(op)
     return None
+
+
+def _larger(op: Op) -> int:
+    """The operand that the others are broadcast to, the first of several: not a mask, nor where's condition."""
+    operands = list(zip(op.inputs, op.shapes, strict=True))[1 if op.name == "where" else 0 :]
+    return max(operands, key=lambda operand: math.prod(operand[1]))[0]
 
 
 def _scalar_of(op: Op) -> float | None:
@@ -148,25 +155,42 @@ def _scalar_of(op: Op) -> float | None:
     return None
 
 
-def _source(trace: Trace, value: int) -> tuple[float, tuple[str, ...]]:
-    """The scalars on the way back to the parameters that set a value's size, and those parameters.
-
-    Stops at the first op that owns parameters (a projection, or a QK-norm's gain). A rotation (q * cos + rotated q *
-    sin) is homogeneous in q and is walked through.
-    """
+def _scalars(trace: Trace, value: int) -> float:
+    """The numbers that a value is multiplied by on the way back to the parameters that set its size."""
     scalar = 1.0
-    seen: set[int] = set()
-    while value not in seen:
-        seen.add(value)
-        op = trace.producer(value)
-        if op is None:
-            break
-        if op.parameters:
-            return scalar, tuple(dict.fromkeys(op.parameters.values()))
+    while (op := trace.producer(value)) is not None and not op.parameters:
         factor = _scalar_of(op)
-        if factor is not None:
-            scalar *= factor
-        elif op.name not in VIEWS | {"add", "mul", "cat", "neg"}:
+        if factor is None and op.name not in VIEWS | {"add", "mul", "cat", "neg"}:
             break
+        scalar *= factor or 1.0
         value = op.inputs[-1 if op.name == "cat" else 0]  # a cache of past keys comes first
-    return scalar, ()
+    return scalar
+
+
+def _sources(trace: Trace, value: int, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
+    """The parameters that a value is proportional to when they are scaled together; None where there are none.
+
+    Every summand must be proportional to its own: the weight and the bias of a projection, both halves of a rotation.
+    Of a product one factor is enough, and a gain (a QK-norm's) ends the search.
+    """
+    if value not in known:
+        known[value] = None  # a value is no source of itself
+        op = trace.producer(value)
+        known[value] = _sources_of(trace, op, known) if op is not None else None
+    return known[value]
+
+
+def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
+    own = frozenset(op.parameters.values())
+    rest = [v for i, v in enumerate(op.inputs) if i not in op.parameters]
+    if op.name in ("add", "sub", "cat"):
+        parts = [_sources(trace, v, known) for v in rest]
+        if op.name == "cat" and not own:
+            parts = parts[-1:] if parts[:1] == [None] else parts  # a cache of past keys comes first
+        summed = frozenset().union(own, *(part or frozenset() for part in parts))
+        return summed if all(parts) and summed else None
+    if own:
+        return own
+    if op.name in ("mul", "div") or op.name in VIEWS or op.name == "neg":
+        return next((found for v in rest if (found := _sources(trace, v, known))), None)
+    return None

@@ -41,6 +41,11 @@ class Law:
         mean = math.nan if data["mean"] is None else float(data["mean"])
         return cls(data["kind"], float(data["std"]), mean, bool(data["measured"]))
 
+    @property
+    def centred(self) -> bool:
+        """Whether multiplying the values changes their size only: not so for a gain drawn around 1."""
+        return self.kind == "drawn" and abs(self.mean) <= 0.3 * self.std
+
     def scaled(self, factor: float) -> Law:
         return Law(self.kind, abs(factor) * self.std, factor * self.mean)
 
@@ -111,7 +116,8 @@ class Recorder(TorchDispatchMode):
         address = _address(target)
         whole = target.numel() * target.element_size() >= target.untyped_storage().nbytes()
         if not whole and not fresh:
-            if law == self._laws[address] or law == constant(0.0):
+            row = target.ndim == 1 or target.shape[0] == 1
+            if law == self._laws[address] or (law == constant(0.0) and row):
                 return  # a padding row set to zero, or one slice of several that are drawn alike
             law = UNREADABLE if "drawn" in (law.kind, self._laws[address].kind) else FIXED
         self._alive.append(target.untyped_storage())
@@ -128,10 +134,10 @@ def _law_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], before:
     base = name.rstrip("_")
     if base == "normal" and (name == "normal_" or not before):
         mean, std = [*numbers, *(kwargs.get("mean", 0.0), kwargs.get("std", 1.0))[len(numbers) :]][:2]
-        return Law("drawn", float(std), float(mean))
+        return Law("drawn", float(std), float(mean)) if std else constant(float(mean))
     if base == "uniform":
         low, high = [*numbers, *(kwargs.get("from", 0.0), kwargs.get("to", 1.0))[len(numbers) :]][:2]
-        return uniform(float(low), float(high))
+        return uniform(float(low), float(high)) if high > low else constant(float(low))
     if base in ("randn", "randn_like"):
         return Law("drawn", 1.0, 0.0)
     if base in ("rand", "rand_like"):
@@ -286,7 +292,8 @@ def fits(law: Law, tensor: Tensor) -> bool:
         return True
     if law.kind == "constant":
         deviation = 0.0 if math.isnan(law.mean) else float((values - law.mean).abs().max())
-        return deviation <= 1e-6 * max(1.0, abs(law.mean))
+        precision = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        return deviation <= max(1e-6, precision) * max(1.0, abs(law.mean))
     off_mean = abs(float(values.mean()) - law.mean) / law.std
     ratio = float(values.std(correction=0)) / law.std if n > 1 else 1.0
     wrong_std = abs(ratio - 1) * math.sqrt(2 * n) > FIT_Z and not 1 / FIT_RATIO < ratio < FIT_RATIO

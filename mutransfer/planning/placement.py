@@ -68,7 +68,7 @@ def place_multipliers(
     for name, factor in query_folds.items():
         placer.result.fold(name, factor, f"carries the softmax scale's factor {factor:.4g}")
     for name, role in roles.items():
-        constant = name in laws and laws[name].kind == "constant"
+        constant = name in laws and not laws[name].centred
         placer.place_own(name, role, constant=constant)
         if role.readouts:
             placer.place_readout(name, role)
@@ -96,18 +96,18 @@ class _Placer:
         """A multiplier in the forward pass: on the layer that alone uses the weight, else wherever it is read."""
         if role.readouts and self.options.init == "keep":
             raise RoleError(f"embedding_mult would change the readout that {name!r} is too; its values are kept.")
-        uses = [use for use in self.trace.uses[name] if use not in role.readouts]
-        modules = {use.module for use in uses}
-        if len(modules) == 1 and self._is_layer_weight(name, module := modules.pop()):
-            self.result.swaps.append(SwapPlan(module, "weight", multiplier, "module"))
+        modules = {use.module for use in self.trace.uses[name] if use not in role.readouts}
+        if all(self._is_layer_weight(name, module) for module in modules):
+            swaps = [SwapPlan(module, "weight", multiplier, "module") for module in sorted(modules)]
         elif role.readouts:
             raise RoleError(
                 f"embedding_mult cannot reach {name!r}: it is embedding and readout at once, and no nn.Embedding looks "
                 "it up. Look it up through an nn.Embedding, or untie it."
             )
-        else:
-            module, _, local = name.rpartition(".")
-            self.result.swaps.append(SwapPlan(module, local, multiplier, "parameter"))
+        else:  # wherever it is read, under each of its names
+            owners = (alias.rpartition(".") for alias in self.names[name])
+            swaps = [SwapPlan(module, local, multiplier, "parameter") for module, _, local in owners]
+        self.result.swaps += swaps
         self.result.multipliers[name] = multiplier
         self.result.explain(name, f"multiplied by {multiplier:.4g} in the forward pass")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mutransfer.errors import ConfigError, MutransferError, RuleError
+from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError
 from mutransfer.planning.attention import AttentionResult, plan_attention, scales_of
 from mutransfer.planning.base import Base, BaseSpec, read_base
 from mutransfer.planning.data import ParamPlan, PlanData
@@ -50,6 +50,7 @@ def resolve(
         )
         for name in roles
     )
+    _refuse_normalized(lines, traced)
     return PlanData(
         parameterization=options.table.name,
         optimizer=options.optimizer.name,
@@ -64,6 +65,16 @@ def resolve(
         hyperparameters=options.hyperparameters.set_values(),
         notes=(*attention.notes, *placement.notes, *_notes(lines)),
     )
+
+
+def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
+    """A weight that is normalized in the forward pass does not feel a factor on it."""
+    for line in lines:
+        if line.name in traced.normalized and (line.init_factor, line.fold, line.multiplier) != (1.0, 1.0, 1.0):
+            raise RoleError(
+                f"{line.name!r} is normalized in the forward pass (weight_norm), so the factor that it needs would do "
+                "nothing. Take the weight norm off this layer."
+            )
 
 
 def _attention(model: nn.Module, traced: Trace, inputs: Any, known: Base, options: Options) -> AttentionResult:
@@ -100,11 +111,16 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
     """One parameter: the table's cells at its own ratios, times its hyperparameters, seen through its fold."""
     table, optimizer, own = options.table, options.optimizer, options.hyperparameters
     base_law, law = _laws(name, role, known)
-    constant = base_law.kind == "constant"
+    constant = not base_law.centred
     row = table.row(role.role, constant=constant)
     rule = table.rule(role.role, optimizer, constant=constant)
     ratios = {"m_in": role.m_in, "m_out": role.m_out}
     fold = placement.folds.get(name, 1.0)
+    if base_law.kind == "drawn" and constant and role.role in (Role.HIDDEN, Role.OUTPUT) and options.init == "rescale":
+        raise RoleError(
+            f"{name!r} is {role.role.value} and drawn around {base_law.mean:.3g}: multiplying it would scale its mean "
+            "too, which no rule does. Draw it around 0, or give init='table'."
+        )
     std = base_law.std * row.init_std.at(**ratios) * own.init_std.get(role.role, 1.0) * fold
     return ParamPlan(
         name=name,
@@ -117,7 +133,7 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
         m_out=role.m_out,
         init_law=law,
         base_law=base_law,
-        init_std=0.0 if constant else std,
+        init_std=base_law.std * fold if constant else std,
         init_factor=_init_factor(options, fold, std, law, placement.multipliers.get(name, 1.0)),
         multiplier=placement.multipliers.get(name, 1.0),
         fold=fold,
@@ -133,7 +149,7 @@ def _init_factor(options: Options, fold: float, std: float, law: Law, multiplier
     """What a tensor's values are multiplied by; kept values only make up for a multiplier in the forward pass."""
     if options.init == "keep":
         return 1 / multiplier
-    factor = fold if law.kind == "constant" else std / law.std
+    factor = std / law.std if law.centred else fold
     return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # two roundings of one law are the same law
 
 

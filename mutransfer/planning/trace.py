@@ -63,11 +63,13 @@ class Op:
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass: every use of every parameter in execution order, and the graph of ops."""
+    """One forward pass: every use of every parameter in execution order, the graph of ops, the values that leave the
+    model, and the parameters that are normalized before they are used (weight_norm)."""
 
     uses: Mapping[str, tuple[Use, ...]]
     ops: tuple[Op, ...]
     results: frozenset[int]
+    normalized: frozenset[str] = frozenset()
 
     def producer(self, value: int) -> Op | None:
         return self._producers.get(value)
@@ -139,6 +141,7 @@ class _Tracer(TorchDispatchMode):
         self.uses: dict[str, list[Use]] = {name: [] for name in parameters}
         self.ops: list[Op] = []
         self.path: list[str] = []
+        self.normalized: set[str] = set()
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # values and storages are told apart by address: none may be freed
         self._layouts = {
@@ -204,6 +207,8 @@ class _Tracer(TorchDispatchMode):
             return False
         source = labelled[whole[0]]
         assert source is not None
+        if name == "_weight_norm_interface":
+            self.normalized.add(source.parameter)
         storage = results[0].untyped_storage()
         self._alive.append(storage)
         shifted = source.shifted or name.rstrip("_") in ("add", "sub")
@@ -228,7 +233,10 @@ class _Tracer(TorchDispatchMode):
             return self._make("contraction", _union(labels, contracted), _union(labels, batch))
         if "convolution" in name and index == 1:
             transposed = bool(args[6]) if name == "convolution" else False
-            dims = (0, *range(2, tensor.ndim)) if transposed else tuple(range(1, tensor.ndim))
+            if transposed and args[8] > 1 and args[8] != tensor.shape[0]:
+                return self._make("opaque")  # (in, out / groups, taps): which channels are summed depends on the groups
+            summed = 1 if not transposed else 0 if args[8] == 1 else None
+            dims = tuple(axis for axis in range(tensor.ndim) if axis > 1 or axis == summed)
             return self._make("contraction", _union(labels, dims))
         if name in _LOOKUPS and index == _LOOKUPS[name]:
             return self._make("lookup")
@@ -334,7 +342,12 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tra
     with _module_path(model, tracer.path), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
     results = frozenset(tracer.number(t) for t in _tensors((_opened(out),)))
-    return Trace({name: tuple(uses) for name, uses in tracer.uses.items()}, tuple(tracer.ops), results)
+    return Trace(
+        {name: tuple(uses) for name, uses in tracer.uses.items()},
+        tuple(tracer.ops),
+        results,
+        frozenset(tracer.normalized),
+    )
 
 
 def _fake(tensor: Tensor, is_parameter: bool) -> Tensor:
