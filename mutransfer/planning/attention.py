@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,12 +49,13 @@ def plan_attention(
         RoleError: a scale that must change but cannot be set.
     """
     sites = attention_sites(trace)
-    if list(dict.fromkeys(site.module for site in sites)) != list(base_scales):
+    keys = _keys(sites)
+    if keys != list(base_scales):
         raise ShapeError(
             f"The base has {len(base_scales)} attentions and the model {len(sites)}, or in other modules: "
             "build both with one constructor and change only the width."
         )
-    wanted = [_wanted(site, *base_scales[site.module], table, attn_mult) for site in sites]
+    wanted = [_wanted(site, *base_scales[key], table, attn_mult) for key, site in zip(keys, sites, strict=True)]
     changing = [i for i, site in enumerate(sites) if not math.isclose(wanted[i], site.scale, rel_tol=1e-6)]
     attributes = _find_attributes(model, sites, retrace) if changing else {}
     plans: list[AttentionPlan] = []
@@ -61,20 +63,30 @@ def plan_attention(
     for i in changing:
         site, factor = sites[i], wanted[i] / sites[i].scale
         why = f"softmax scale {site.scale:.4g} x {factor:.4g}"
-        if site.module in attributes:
-            attribute, power = attributes[site.module]
+        if i in attributes:
+            attribute, power = attributes[i]
             value = float(getattr(model.get_submodule(site.module), attribute)) * factor**power
-            base_head_dim = base_scales[site.module][0]
+            base_head_dim = base_scales[keys[i]][0]
             plans.append(AttentionPlan(site.module, attribute, value, wanted[i], site.head_dim, base_head_dim, why))
         else:
             folds |= dict.fromkeys(_query_parameters(site, trace), factor)
     notes = (f"softmax scale carried by {', '.join(list(folds)[:3])}",) if folds else ()
-    return AttentionResult(tuple(plans), folds, dict(base_scales), notes)
+    return AttentionResult(tuple(dict.fromkeys(plans)), folds, dict(base_scales), notes)
 
 
 def scales_of(trace: Trace) -> dict[str, tuple[int, float]]:
-    """Attention module path -> (head_dim, softmax scale)."""
-    return {site.module: (site.head_dim, site.scale) for site in attention_sites(trace)}
+    """Attention -> (head_dim, softmax scale); an attention's name is its module's path, with #2 for its second, ..."""
+    sites = attention_sites(trace)
+    return {key: (site.head_dim, site.scale) for key, site in zip(_keys(sites), sites, strict=True)}
+
+
+def _keys(sites: Sequence[AttentionSite]) -> list[str]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for site in sites:
+        seen[site.module] += 1
+        keys.append(site.module if seen[site.module] == 1 else f"{site.module}#{seen[site.module]}")
+    return keys
 
 
 def _wanted(site: AttentionSite, base_head_dim: int, base_scale: float, table: Scale, attn_mult: float) -> float:
@@ -83,18 +95,18 @@ def _wanted(site: AttentionSite, base_head_dim: int, base_scale: float, table: S
 
 def _find_attributes(
     model: nn.Module, sites: Sequence[AttentionSite], retrace: Callable[[], Trace]
-) -> dict[str, tuple[str, int]]:
-    """Module path -> (attribute, its power in the scale: 1 for a factor, -1 for a divisor), proven by perturbation."""
+) -> dict[int, tuple[str, int]]:
+    """Index of the attention -> (attribute, its power in the scale: 1 or, for a divisor, -1), proven by perturbation."""
     modules = {site.module: model.get_submodule(site.module) for site in sites}
     candidates = dict.fromkeys(name for module in modules.values() for name in _float_attributes(module))
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[int, tuple[str, int]] = {}
     for name in candidates:
         with _perturbed([m for m in modules.values() if name in _float_attributes(m)], name):
             after = attention_sites(retrace())
-        for old, new in zip(sites, after, strict=True):
+        for i, (old, new) in enumerate(zip(sites, after, strict=True)):
             power = round(math.log(new.scale / old.scale, _PROBE), 6)
-            if power in (1, -1) and old.module not in found:
-                found[old.module] = (name, int(power))
+            if power in (1, -1) and i not in found:
+                found[i] = (name, int(power))
     return found
 
 

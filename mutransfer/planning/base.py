@@ -154,8 +154,7 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
     growing = {name: line for line in saved for name in (line.name, *line.aliases)}
     dims = {
         name: tuple(
-            dataclasses.replace(dim, grows=dim.grows or model_size != base_size)
-            for dim, model_size, base_size in zip(row, growing[name].shape, growing[name].base_shape, strict=True)
+            dataclasses.replace(dim, grows=dim.grows or axis in growing[name].growing) for axis, dim in enumerate(row)
         )
         for name, row in compare(shapes, base_shapes).items()
     }

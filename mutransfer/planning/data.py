@@ -38,6 +38,7 @@ class ParamPlan:
         fold: the stored tensor over the one that the table describes: its own multiplier, another tensor's, or 1.
         lr, eps, weight_decay: factors on the optimizer's values.
         clip: weight of its gradient in the global norm, see `Plan.clip_grad_norm_`.
+        growing: the dimensions that follow the width.
         frozen: it does not require a gradient; it is initialised but never grouped.
         why: the reason in words.
     """
@@ -60,6 +61,7 @@ class ParamPlan:
     eps: float
     weight_decay: float
     clip: float
+    growing: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     frozen: bool = False
     why: str = ""
@@ -67,7 +69,7 @@ class ParamPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         values = dict(data)
-        for key in ("shape", "base_shape", "aliases"):
+        for key in ("shape", "base_shape", "growing", "aliases"):
             values[key] = tuple(values[key])
         for key in ("init_law", "base_law"):
             values[key] = Law.from_json(values[key])

@@ -141,6 +141,7 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
         eps=rule.eps.at(**ratios) * optimizer.eps_under(fold) if optimizer.has_eps else 1.0,
         weight_decay=rule.weight_decay.at(**ratios) * optimizer.decay_under(fold),
         clip=_clip(table, role, row, constant) * fold,
+        growing=tuple(axis for axis, dim in enumerate(known.dims[name]) if dim.grows),
         why=role.why + placement.why.get(name, ""),
     )
 

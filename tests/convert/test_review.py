@@ -170,3 +170,26 @@ def test_a_bias_added_after_the_query_projection_carries_the_factor_too():
             model.get_parameter(name).mul_(0.5)
     hidden = expected.inp(X.float())
     torch.testing.assert_close(_biased_late(model, hidden), _biased_late(expected, hidden) / 2)
+
+
+def test_two_softmaxes_in_one_module_are_each_set_by_their_own_attribute():
+    class Two(Attention):
+        def __init__(self, width: int) -> None:
+            super().__init__(width, None)
+            self.first = self.second = width**-0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inp(x) + self.u
+            q, k = self.q(x), self.k(x)
+            return (q @ k.mT * self.first).softmax(-1) @ x + (k @ k.mT * self.second).softmax(-1) @ x
+
+    model = Two(64)
+    mt.parameterize(model, "mup", base=16, factory=Two, example_inputs=X.float())
+    assert model.first == model.second == pytest.approx(1 / 16)
+
+
+def test_a_saved_plan_of_the_base_itself_knows_what_grows(tmp_path):
+    saved = mt.plan(Drawn(16), "mup", base=16, factory=Drawn).save(tmp_path / "base.json")
+    plan = mt.plan(Drawn(16), "mup", base=saved, example_inputs=X.float(), hyperparameters={"lr.output": 2.0})
+    assert plan["out.weight"].role == mt.Role.OUTPUT
+    assert plan["out.weight"].lr == 2.0
