@@ -96,7 +96,7 @@ def _wanted(site: AttentionSite, base_head_dim: int, base_scale: float, table: S
 def _find_attributes(
     model: nn.Module, sites: Sequence[AttentionSite], retrace: Callable[[], Trace]
 ) -> dict[int, tuple[str, int]]:
-    """Index of the attention -> (attribute, its power in the scale: 1 or, for a divisor, -1), proven by perturbation."""
+    """Attention's index -> (attribute, its power in the scale: 1, or -1 for a divisor), proven by perturbation."""
     modules = {site.module: model.get_submodule(site.module) for site in sites}
     candidates = dict.fromkeys(name for module in modules.values() for name in _float_attributes(module))
     found: dict[int, tuple[str, int]] = {}
