@@ -57,6 +57,10 @@ def read_base(
     Raises:
         ConfigError, ShapeError: it does not fit the model, or the model cannot be made at the base's size.
     """
+    if not isinstance(base, int | Mapping | nn.Module | str | Path):
+        raise ConfigError(
+            f"base= is a {type(base).__name__}; give a width, a dict of config fields, a model, or a saved plan's path."
+        )
     if isinstance(base, bool) or (isinstance(base, int) and base <= 0):
         raise ConfigError(f"base={base!r} must be a width, a positive whole number.")
     if factory is not None and not isinstance(base, int):

@@ -307,6 +307,7 @@ BAD_CALLS = {
     "unknown init": ({"init": "rescaled"}, ConfigError, "Did you mean 'rescale'"),
     "a pattern that matches nothing": ({"roles": {"*.porj": "hidden"}}, RoleError, "matched no parameter"),
     "an unknown role": ({"roles": {"embed.weight": "imput"}}, RoleError, "Did you mean 'input'"),
+    "no base": ({"base": None}, ConfigError, "base= is a NoneType"),
     "a base that is no width": ({"base": 0}, ConfigError, "positive whole number"),
     "a factory of another model": ({"factory": mlp}, ShapeError, "only in the model"),
     "a factory that fails": ({"factory": lambda width: 1 / 0}, ShapeError, "factory.* failed: ZeroDivisionError"),
