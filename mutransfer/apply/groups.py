@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,10 +94,10 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
 
 
 def _check(values: Mapping[str, Any], plan: PlanData) -> None:
-    if not float(values["lr"]) > 0:
-        raise ConfigError(f"lr={float(values['lr']):g} must be positive.")
-    if float(values["weight_decay"]) < 0 or float(values["eps"]) < 0:
-        raise ConfigError("weight_decay and eps must not be negative.")
+    if not 0 < float(values["lr"]) < math.inf:
+        raise ConfigError(f"lr={float(values['lr']):g} must be positive and finite.")
+    if not all(0 <= float(values[name]) < math.inf for name in ("weight_decay", "eps")):
+        raise ConfigError("weight_decay and eps must be finite and not negative.")
     if float(values["weight_decay"]) > 0 and find_optimizer(plan.optimizer).decay == "none":
         raise RuleError(
             f"No width law is known for L2 decay inside {plan.optimizer}'s gradient. Use optimizer='adamw', or ask for "

@@ -49,6 +49,11 @@ def plan_attention(
         RoleError: a scale that must change but cannot be set.
     """
     sites = attention_sites(trace)
+    if attn_mult != 1.0 and not sites:
+        raise RoleError(
+            "attn_mult is given, but no softmax over a product of activations with a readable scale was found in the "
+            "model. Leave it at 1, or let the attention take its scale from a Python number."
+        )
     keys = _keys(sites)
     if keys != list(base_scales):
         raise ShapeError(

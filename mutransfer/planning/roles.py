@@ -143,7 +143,10 @@ def _forced(name: str, dims: Sequence[Dim], uses: Sequence[Use], role: Role) -> 
         contracted = frozenset(range(1, len(dims)))
     if role in (Role.VECTOR, Role.INPUT) and any(dims[i].grows for i in contracted):
         contracted = frozenset()
-    return _assignment(role, dims, contracted, uses, "as given by roles=")
+    growing = frozenset(i for i, dim in enumerate(dims) if dim.grows)
+    tied = role is Role.INPUT and any(use.kind == "lookup" for use in uses)
+    readouts = [use for use in uses if use.kind == "contraction" and growing & use.contracted] if tied else []
+    return replace(_assignment(role, dims, contracted, uses, "as given by roles="), readouts=tuple(readouts))
 
 
 def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignment:

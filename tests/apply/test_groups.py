@@ -71,7 +71,7 @@ def test_a_tensor_lr_is_scaled_per_group_and_left_alone(model, plan):
     assert lr == 1.0
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_lr_must_be_positive(model, plan, value):
     with pytest.raises(ConfigError, match=r"lr=.*must be positive"):
         plan.param_groups(model, lr=value)

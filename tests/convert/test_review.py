@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from toy_models import Decoder
 
 import mutransfer as mt
 from mutransfer.errors import RoleError
@@ -193,3 +194,16 @@ def test_a_saved_plan_of_the_base_itself_knows_what_grows(tmp_path):
     plan = mt.plan(Drawn(16), "mup", base=saved, example_inputs=X.float(), hyperparameters={"lr.output": 2.0})
     assert plan["out.weight"].role == mt.Role.OUTPUT
     assert plan["out.weight"].lr == 2.0
+
+
+def test_a_role_given_for_a_tied_tensor_keeps_its_readout():
+    def make(width: int) -> nn.Module:
+        return Decoder(width, tied=True)
+
+    given = mt.plan(make(64), "mup", base=16, factory=make, roles={"embed.*": "input"})
+    assert given["norm.weight"].fold == mt.plan(make(64), "mup", base=16, factory=make)["norm.weight"].fold == 0.25
+
+
+def test_attn_mult_without_an_attention_is_refused():
+    with pytest.raises(RoleError, match="attn_mult is given"):
+        mt.plan(Drawn(64), "mup", base=16, factory=Drawn, hyperparameters={"attn_mult": 2.0})
