@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -57,7 +58,8 @@ def require(holds: bool, message: str) -> None:
 def positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
         key = f"{section}.{name}" if section else name
-        require(value is None or value > 0, f"{key}={value}: it must be greater than 0.")
+        finite = value is None or 0 < value < math.inf
+        require(finite, f"{key}={value}: it must be greater than 0 and finite.")
 
 
 def fraction(section: str, **values: float) -> None:
