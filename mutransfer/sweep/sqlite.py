@@ -11,12 +11,44 @@ from mutransfer.errors import RunError
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that commits by itself, in WAL mode: many readers beside one writer, safe against kill -9."""
+    """A connection that commits by itself; in the store's WAL mode many readers beside one writer."""
     with readable_errors(path):
         connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, also from a disk that is full or read-only.
+
+    Reading in WAL mode writes an index beside the file. Where that is impossible the file is read as one that nobody
+    changes, which is all of it only as long as no log of later writes lies beside it.
+
+    Raises:
+        RunError: a file that cannot be read, or a log that cannot be read with it.
+    """
+    with readable_errors(path):
+        connection = _open(path, "mode=ro")
+        try:
+            connection.execute("SELECT COUNT(*) FROM sqlite_master")
+        except sqlite3.OperationalError:
+            connection.close()
+            _refuse_log(path)
+            connection = _open(path, "mode=ro&immutable=1")
+        return connection
+
+
+def _open(path: Path, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=60, isolation_level=None)
+
+
+def _refuse_log(path: Path) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size:
+        raise RunError(
+            f"The last results are in {log}, which can only be read where there is room to write. "
+            f"Copy {path.parent} to another disk and use the copy."
+        )
 
 
 @contextlib.contextmanager
@@ -35,7 +67,7 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
             f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
         )
     if "readonly" in text or "unable to open" in text:
-        return f"No permission to write {path}. Choose another run_dir, or change its permissions."
+        return f"No permission to read or write {path}. Choose another run_dir, or change its permissions."
     if "not a database" in text or "malformed" in text:
         return f"{path} is damaged or not a sweep store ({text}). Move it away and run the sweep again."
     return f"{path} cannot be used: {text}. It must lie on a local disk."

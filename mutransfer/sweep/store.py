@@ -13,7 +13,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from typing import Any, Self
 from mutransfer.errors import RunError
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.sweep.key import Point
-from mutransfer.sweep.sqlite import connect, readable_errors
+from mutransfer.sweep.sqlite import connect, connect_read_only, readable_errors
 
 FILE_NAME = "sweep.sqlite"
 VERSION = 1
@@ -110,6 +110,19 @@ class Store:
         Raises:
             RunError: there is none, or it is damaged.
         """
+        return cls._opened(run_dir, connect)
+
+    @classmethod
+    def read_only(cls, run_dir: str | Path) -> Self:
+        """Opens that store to read its results, also on a disk that is full or read-only; writes nothing.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        return cls._opened(run_dir, connect_read_only)
+
+    @classmethod
+    def _opened(cls, run_dir: str | Path, connect: Callable[[Path], sqlite3.Connection]) -> Self:
         path = Path(run_dir) / FILE_NAME
         if not path.is_file():
             what = "does not exist" if not path.parent.exists() else f"is not a run directory: it has no {FILE_NAME}"
@@ -262,22 +275,25 @@ class Store:
         ]
 
     def _make_tables(self) -> None:
+        if not self._tables():
+            self._read("PRAGMA journal_mode=WAL")  # the file keeps it
         with self._transaction() as db:
-            if db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
+            if not self._tables():
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
                 db.execute("INSERT INTO meta VALUES ('version', ?)", (str(VERSION),))
         self._check_version()
 
+    def _tables(self) -> set[str]:
+        return {name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
     def _check_version(self) -> None:
-        try:
-            rows = self._read("SELECT value FROM meta WHERE name = 'version'")
-        except RunError as error:
-            if "no such table" in str(error.__cause__):
-                raise RunError(
-                    f"{self.path} is half-written: it has no tables. Delete it and run the sweep again."
-                ) from None
-            raise
+        tables = self._tables()
+        if not tables:
+            raise RunError(f"{self.path} is half-written: it has no tables. Delete it and run the sweep again.")
+        if not tables >= {"meta", "run", "point"}:
+            raise RunError(f"{self.path} is another program's SQLite file, not a sweep store. Choose another run_dir.")
+        rows = self._read("SELECT value FROM meta WHERE name = 'version'")
         if rows != [(str(VERSION),)]:
             raise RunError(f"{self.path} was written by another version of mutransfer. Choose another run_dir.")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,8 +149,58 @@ def test_a_directory_that_cannot_be_made_or_written_is_explained(tmp_path: Path)
     with pytest.raises(RunError, match=r"Cannot make .*Choose another run_dir"):
         Store.create(tmp_path / "file" / "run")
     (tmp_path / "run" / FILE_NAME).mkdir(parents=True)
-    with pytest.raises(RunError, match="No permission to write"):
+    with pytest.raises(RunError, match="No permission to read or write"):
         Store.create(tmp_path / "run")
+
+
+@pytest.fixture
+def finished(tmp_path: Path, points: Points) -> Path:
+    """A run directory with one result, where SQLite can make no index beside the file, as on a full disk."""
+    (point,) = points(1)
+    with Store.create(tmp_path / "run") as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=60)
+        store.finish("a", done(point))
+    (tmp_path / "run" / f"{FILE_NAME}-shm").symlink_to(tmp_path / "nowhere" / "index")
+    return tmp_path / "run"
+
+
+def test_results_are_read_where_nothing_can_be_written(finished: Path) -> None:
+    before = (finished / FILE_NAME).read_bytes()
+    with Store.read_only(finished) as store:
+        assert [record.val_loss for record in store.records()] == [2.0]
+        with pytest.raises(RunError):
+            store.release("a")
+    assert (finished / FILE_NAME).read_bytes() == before
+    with pytest.raises(RunError):
+        Store.open(finished)
+
+
+def test_results_that_only_the_log_holds_are_not_passed_over(finished: Path) -> None:
+    (finished / f"{FILE_NAME}-wal").write_bytes(b"results of a sweep that was killed")
+    with pytest.raises(RunError, match=r"The last results are in .*-wal.*Copy .*run to another disk"):
+        Store.read_only(finished)
+
+
+def test_a_reader_sees_what_a_running_sweep_has_finished(tmp_path: Path, points: Points) -> None:
+    (point,) = points(1)
+    with Store.create(tmp_path) as store, Store.read_only(tmp_path) as reader:
+        assert reader.records() == []
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=60)
+        store.finish("a", done(point))
+        assert len(reader.records()) == 1
+
+
+@pytest.mark.parametrize("table", ["meta (name TEXT)", "songs (title TEXT)"])
+def test_another_programs_data_base_is_called_that_and_left_alone(tmp_path: Path, table: str) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as theirs:
+        theirs.execute(f"CREATE TABLE {table}")
+    before = (tmp_path / FILE_NAME).read_bytes()
+    for door in (Store.create, Store.open, Store.read_only):
+        with pytest.raises(RunError, match="another program's SQLite file"):
+            door(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
 def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Points) -> None:
