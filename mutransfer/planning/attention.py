@@ -13,7 +13,7 @@ from torch import nn
 from mutransfer.errors import RoleError, ShapeError
 from mutransfer.planning.data import AttentionPlan
 from mutransfer.planning.graph import AttentionSite, attention_sites
-from mutransfer.planning.trace import Trace
+from mutransfer.planning.ops import Trace
 from mutransfer.rules.scale import Scale
 
 _PROBE = 4.0

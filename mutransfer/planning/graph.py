@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mutransfer.planning.trace import VIEWS, Op, Trace, Use
+from mutransfer.planning.ops import VIEWS, Op, Trace, Use
 
 _NORM_OPERANDS = {"native_layer_norm": (1, 2), "_fused_rms_norm": (1,)}
 _BETWEEN_LOGITS_AND_SOFTMAX = {"add", "masked_fill", "where", "tanh", "sub"} | VIEWS

@@ -20,7 +20,8 @@ from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Placement, place_multipliers
 from mutransfer.planning.roles import Assignment, assign_roles
 from mutransfer.planning.sizes import without_memory
-from mutransfer.planning.trace import Trace, trace
+from mutransfer.planning.ops import Trace
+from mutransfer.planning.trace import trace
 from mutransfer.rules.table import Parameterization, Role, Row
 
 

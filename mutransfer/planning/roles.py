@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from mutransfer.errors import RoleError, nearest
 from mutransfer.planning.sizes import Dim
-from mutransfer.planning.trace import Dims, Trace, Use
+from mutransfer.planning.layout import Dims
+from mutransfer.planning.ops import Trace, Use
 from mutransfer.rules.table import Role
 
 
@@ -51,7 +52,7 @@ def assign_roles(
     """
     given = _given_roles(trace.uses, patterns)
     return {
-        name: _forced(name, dims[name], uses, given[name]) if name in given else _proven(name, dims[name], uses, strict)
+        name: _forced(name, dims[name], uses, given[name]) if name in given else _proven(name, dims, trace.uses, strict)
         for name, uses in trace.uses.items()
     }
 
@@ -68,44 +69,74 @@ def _given_roles(names: Mapping[str, object], patterns: Mapping[str, str]) -> di
     return given
 
 
-def _proven(name: str, dims: Sequence[Dim], uses: Sequence[Use], strict: bool) -> Assignment:
-    growing = frozenset(i for i, dim in enumerate(dims) if dim.grows)
+def _proven(
+    name: str, dims: Mapping[str, tuple[Dim, ...]], uses: Mapping[str, tuple[Use, ...]], strict: bool
+) -> Assignment:
+    own = dims[name]
+    growing = _growing(own)
+    found = [_as_embedding(use, growing, dims, uses) for use in uses[name]]
     if not growing:
-        return _assignment(Role.SCALAR, dims, _contracted(uses), uses, "no size of it grows with width")
-    contractions = [use for use in uses if use.kind == "contraction"]
+        return _assignment(Role.SCALAR, own, _contracted(found), found, "no size of it grows with width")
+    contractions = [use for use in found if use.kind == "contraction"]
     roles = {_role_of_contraction(use, growing) for use in contractions}
-    looked_up = any(use.kind == "lookup" for use in uses)
+    looked_up = any(use.kind == "lookup" for use in found)
     if looked_up and roles == {Role.OUTPUT} and len(growing) == 1:
         why = "looked up by index, and contracted over the width as readout (tied)"
-        return replace(_assignment(Role.INPUT, dims, frozenset(), uses, why), readouts=tuple(contractions))
-    if len(roles) == 1 and not looked_up:
-        return _assignment(next(iter(roles)), dims, contractions[0].contracted, uses, _why(contractions[0], growing))
-    if not roles and len(growing) == 1 and uses and all(use.kind != "opaque" for use in uses):
-        return _assignment(*_uncontracted(dims, looked_up), frozenset(), uses, _why_uncontracted(looked_up))
+        return replace(_assignment(Role.INPUT, own, frozenset(), found, why), readouts=tuple(contractions))
+    opaque = any(use.kind == "opaque" for use in found)
+    if len(roles) == 1 and not looked_up and not opaque:
+        return _assignment(next(iter(roles)), own, contractions[0].contracted, found, _why(contractions[0], growing))
+    if not roles and len(growing) == 1 and found and not opaque:
+        return _assignment(_uncontracted(own, found), own, frozenset(), found, _why_uncontracted(looked_up))
     if not strict:
-        return _guess(dims, growing, uses)
-    raise RoleError(_unproven(name, dims, growing, uses))
+        return _guess(own, growing, found)
+    raise RoleError(_unproven(name, own, growing, found))
+
+
+def _growing(dims: Sequence[Dim]) -> Dims:
+    return frozenset(axis for axis, dim in enumerate(dims) if dim.grows)
+
+
+def _as_embedding(
+    use: Use, growing: Dims, dims: Mapping[str, tuple[Dim, ...]], uses: Mapping[str, tuple[Use, ...]]
+) -> Use:
+    """A parameter that is multiplied by a matrix of another one (learned queries, say) is an activation there, as
+    rows of an embedding are; two parameters whose product makes a weight are neither, and proven for nothing."""
+    if not use.partner:
+        return use
+    theirs = next(other for other in uses[use.partner] if other.op == use.op)
+    pair = (_role_of_contraction(use, growing), _role_of_contraction(theirs, _growing(dims[use.partner])))
+    if pair[1] == Role.HIDDEN and pair[0] in (Role.OUTPUT, Role.SCALAR):
+        return replace(use, kind="elementwise", additive=True, contracted=frozenset(), batch=frozenset())
+    if pair[0] == Role.HIDDEN and pair[1] in (Role.OUTPUT, Role.SCALAR):
+        return use
+    return replace(use, kind="opaque")
 
 
 def _role_of_contraction(use: Use, growing: Dims) -> Role:
-    into, out_of = growing & use.contracted, growing - use.contracted - use.batch
+    into, out_of = growing & use.contracted, growing - use.contracted
     if into and out_of:
         return Role.HIDDEN
     if into:
         return Role.OUTPUT
-    return Role.INPUT if out_of else Role.SCALAR
+    if not out_of:
+        return Role.SCALAR
+    return Role.VECTOR if out_of <= use.batch else Role.INPUT  # every channel by itself: a gain, not an embedding
 
 
-def _uncontracted(dims: Sequence[Dim], looked_up: bool) -> tuple[Role, Sequence[Dim]]:
-    table = looked_up or sum(dim.size > 1 for dim in dims) > 1
-    return (Role.INPUT if table else Role.VECTOR), dims
+def _uncontracted(dims: Sequence[Dim], uses: Sequence[Use]) -> Role:
+    """Rows looked up or added are an embedding; one number a channel, and whatever multiplies, is a gain or a bias."""
+    table = sum(dim.size > 1 for dim in dims) > 1 and any(use.additive for use in uses)
+    return Role.INPUT if table or any(use.kind == "lookup" for use in uses) else Role.VECTOR
 
 
 def _why(use: Use, growing: Dims) -> str:
     axes = ", ".join(map(str, sorted(use.contracted)))
     into = "growing" if growing & use.contracted else "fixed"
-    out_of = "growing" if growing - use.contracted - use.batch else "fixed"
-    return f"contracts a {into} size (dimension {axes}) into a {out_of} one"
+    out_of = growing - use.contracted
+    if out_of and out_of <= use.batch:
+        return f"contracts a fixed size (dimension {axes}) in each of a growing number of channels"
+    return f"contracts a {into} size (dimension {axes}) into a {'growing' if out_of else 'fixed'} one"
 
 
 def _why_uncontracted(looked_up: bool) -> str:
@@ -117,8 +148,7 @@ def _contracted(uses: Sequence[Use]) -> Dims:
 
 
 def _assignment(role: Role, dims: Sequence[Dim], contracted: Dims, uses: Sequence[Use], why: str) -> Assignment:
-    batch = next((use.batch for use in uses if use.kind == "contraction"), frozenset())
-    out = [i for i in range(len(dims)) if i not in contracted and i not in batch]
+    out = [i for i in range(len(dims)) if i not in contracted]
     mixed = " (grows as a*k + b)" if any(dim.mixed for dim in dims) else ""
     return Assignment(
         role,
@@ -152,8 +182,7 @@ def _forced(name: str, dims: Sequence[Dim], uses: Sequence[Use], role: Role) -> 
 def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignment:
     """What sizes alone suggest, for strict=False: torch's layout, (out, in, ...)."""
     if len(growing) == 1:
-        role, _ = _uncontracted(dims, looked_up=False)
-        return _assignment(role, dims, frozenset(), uses, "UNPROVEN, guessed from its sizes")
+        return _assignment(_uncontracted(dims, uses), dims, frozenset(), uses, "UNPROVEN, guessed from its sizes")
     contracted = frozenset(range(1, len(dims)))
     return _assignment(Role.HIDDEN, dims, contracted, uses, "UNPROVEN, guessed from its sizes")
 
@@ -161,9 +190,10 @@ def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignmen
 def _unproven(name: str, dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> str:
     shape = "x".join(str(dim.size) for dim in dims)
     axes = ", ".join(map(str, sorted(growing)))
-    suggestion = "hidden" if len(growing) > 1 else "vector"
+    matrix = sum(dim.size > 1 for dim in dims) > 1
+    suggestion = "hidden" if len(growing) > 1 else "input' or 'output" if matrix else "vector"
     return (
         f"The role of {name!r} ({shape}, dimensions {axes} grow with width) cannot be proven: it is "
-        f"{_in_words(uses)}. Say what it is with roles={{{name!r}: {suggestion!r}}} "
+        f"{_in_words(uses)}. Say what it is with roles={{{name!r}: '{suggestion}'}} "
         f"(one of {', '.join(r.value for r in Role)}), or give example_inputs= that reach it."
     )
