@@ -1,0 +1,329 @@
+"""A tiny model of the same kind: any config's sizes, cut down together so that what was tied stays tied."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mutransfer.errors import ShapeError
+from mutransfer.planning.fields import (
+    SMALLEST_WIDTH,
+    Field,
+    Kind,
+    Path,
+    fields_of,
+    mapped,
+    primary_field,
+    with_values,
+)
+
+Accept = Callable[[Any], None]
+"""Raises whatever it likes for a config that is of no use."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How small a proxy should be.
+
+    Attributes:
+        width, head_dim: of its widest part and of its heads.
+        depth: layers of a stack, and the most that it keeps where layers differ in kind.
+        vocabulary, experts, positions, queries: at most.
+        patches: an image's side in patches.
+        apart: whether the configs inside have scales of their own, or all are divided by one factor.
+    """
+
+    width: int = 64
+    head_dim: int = 16
+    depth: int = 2
+    most_layers: int = 4
+    vocabulary: int = 128
+    experts: int = 4
+    positions: int = 128
+    queries: int = 8
+    patches: int = 2
+    apart: bool = True
+
+
+ATTEMPTS = (
+    Sizes(),
+    Sizes(patches=4),
+    Sizes(apart=False),
+    Sizes(width=128, patches=4),
+    Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
+    Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
+)
+"""Tried in order: from tiny to merely small, each with other ties kept."""
+MOST_REPAIRS = 6
+"""How many groups of fields are left as they were, by what the failures name, before an attempt is given up."""
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A tiny config, the attempt that made it, and the fields that had to stay."""
+
+    config: Any
+    sizes: Sizes
+    kept: tuple[str, ...]
+
+
+def shrink(config: Any, accept: Accept, attempts: Sequence[Sizes] = ATTEMPTS) -> Shrunk:
+    """A tiny config that `accept` accepts: it builds, say, and its forward pass runs.
+
+    Every attempt cuts all fields together. Where that fails, fields that the failure names are left as they were.
+
+    Raises:
+        ShapeError: no attempt is accepted; it carries the first failure.
+    """
+    failures: list[Exception] = []
+    for sizes in attempts:
+        changes = shrunk_values(config, sizes)
+        try:
+            return _repaired(config, changes, accept, sizes)
+        except Exception as error:  # whatever a foreign constructor or forward pass raises
+            failures.append(error)
+    first = failures[0]
+    raise ShapeError(
+        f"No small proxy of {type(config).__name__} could be built by shrinking it ({type(first).__name__}: "
+        f"{_first_line(first)}). Give factory=, a function from width to model."
+    ) from first
+
+
+def _repaired(config: Any, changes: Mapping[Path, Any], accept: Accept, sizes: Sizes) -> Shrunk:
+    kept: list[str] = []
+    remaining = dict(changes)
+    for _ in range(MOST_REPAIRS):
+        small = with_values(config, remaining)
+        try:
+            accept(small)
+            return Shrunk(small, sizes, tuple(kept))
+        except Exception as error:
+            named = _named(str(error), remaining)
+            if not named:
+                raise
+            kept += named
+            remaining = {path: value for path, value in remaining.items() if path[-1] not in named}
+    raise ShapeError("too many fields had to be kept")
+
+
+def _named(message: str, changes: Mapping[Path, Any]) -> list[str]:
+    """The changed fields that a failure's words contain."""
+    words = set(re.findall(r"\w+", message))
+    return sorted({path[-1] for path in changes if path[-1] in words and "_" in path[-1]})
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return " ".join(line.strip() for line in lines[:2])[:200] if lines else "no message"
+
+
+def shrunk_values(config: Any, sizes: Sizes) -> dict[Path, Any]:
+    """New values of all fields that a smaller model changes."""
+    fields = list(fields_of(config))
+    values = {field.path: _simple(field, sizes) for field in fields}
+    values |= _widths(config, fields, sizes)
+    values |= _depths(fields, sizes)
+    values |= _token_ids(fields, sizes)
+    old = {field.path: field.value for field in fields}
+    return {path: value for path, value in values.items() if value is not None and value != old[path]}
+
+
+def _simple(field: Field, sizes: Sizes) -> Any:
+    """Fields that are cut on their own."""
+    limits = {
+        Kind.VOCAB: sizes.vocabulary,
+        Kind.POSITIONS: sizes.positions,
+        Kind.QUERIES: sizes.queries,
+        Kind.EXPERTS: sizes.experts,
+        Kind.TOP_K: 2,
+        Kind.EXPERT_GROUPS: 1,
+        Kind.PERIOD: 2,
+        Kind.DENSE_LAYERS: 1,
+    }
+    limit = limits.get(field.kind)
+    return None if limit is None else mapped(field.value, lambda size: min(size, limit))
+
+
+# Widths
+
+
+def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
+    """Widths over one divisor per config; a size that is another config's own width becomes that one's."""
+    primaries = _primaries(config, fields)
+    widest = max(primaries.values(), default=sizes.width)
+    divisors = {o: (size if sizes.apart else widest) / sizes.width for o, size in primaries.items()}
+    own_widths = {size: _divided(size, divisors[owner]) for owner, size in primaries.items()}
+    values: dict[Path, Any] = {}
+    for field in fields:
+        divisor = _of_owner(field.owner, divisors, default=widest / sizes.width)
+        if field.kind is Kind.WIDTH:
+            tied = own_widths if sizes.apart and not isinstance(field.value, list | tuple) else {}
+            values[field.path] = mapped(field.value, lambda v, d=divisor, t=tied: t.get(v) or _divided(v, d))  # type: ignore[misc]
+        elif field.kind is Kind.OUTWARD:
+            values[field.path] = sizes.width if sizes.apart else mapped(field.value, lambda v, d=divisor: _divided(v, d))  # type: ignore[misc]
+        elif field.kind is Kind.IMAGE:
+            values[field.path] = _image(field, fields, sizes)
+    for owner in {field.owner for field in fields}:
+        family = [field for field in fields if field.owner == owner]
+        divisor = _of_owner(owner, divisors, default=widest / sizes.width)
+        values |= _heads(family, divisor, sizes)
+    return values
+
+
+def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
+    found = {}
+    for owner in dict.fromkeys(field.owner for field in fields):
+        inner = config
+        for name in owner:
+            inner = inner[name] if isinstance(inner, Mapping) else getattr(inner, name)
+        name = primary_field(inner)
+        if name is not None:
+            value = inner[name] if isinstance(inner, Mapping) else getattr(inner, name)
+            sizes = list(_numbers(value))
+            if sizes and max(sizes) >= SMALLEST_WIDTH:
+                found[owner] = max(sizes)
+    return found
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, list | tuple):
+        for v in value:
+            yield from _numbers(v)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _of_owner(owner: Path, divisors: Mapping[Path, float], default: float) -> float:
+    """A config without a width of its own follows the one around it."""
+    for end in range(len(owner), -1, -1):
+        if owner[:end] in divisors:
+            return divisors[owner[:end]]
+    return default
+
+
+def _divided(size: int, divisor: float) -> int:
+    """A size over the divisor; where that is no whole number, the next multiple of 4."""
+    if size < SMALLEST_WIDTH or divisor <= 1:
+        return size
+    exact = size / divisor
+    if exact == int(exact) and exact >= SMALLEST_WIDTH:
+        return int(exact)
+    return max(SMALLEST_WIDTH, 4 * math.ceil(exact / 4))
+
+
+def _heads(fields: Sequence[Field], divisor: float, sizes: Sizes) -> dict[Path, Any]:
+    """Numbers of heads and their sizes: the width's divisor, split between the two."""
+    values: dict[Path, Any] = {}
+    dims = [field for field in fields if field.kind is Kind.HEAD_DIM]
+    largest = max((v for field in dims for v in _numbers(field.value)), default=0)
+    by_dim = _power_of_two(largest / sizes.head_dim) if largest else 0
+    for field in dims:
+        values[field.path] = mapped(field.value, lambda v: max(1, v // by_dim) if by_dim else v)
+    heads = [field for field in fields if field.kind is Kind.HEADS]
+    queries = max((v for field in heads for v in _numbers(field.value)), default=1)
+    for field in heads:
+        values[field.path] = mapped(field.value, lambda v: _fewer_heads(v, queries, divisor, by_dim, sizes))
+    return values
+
+
+def _fewer_heads(heads: int, most: int, divisor: float, by_dim: int, sizes: Sizes) -> int:
+    """As many as keep heads times head_dim in step with the width; several stay several."""
+    if heads <= 1:
+        return heads
+    wanted = most * (by_dim or 1) / divisor if by_dim else sizes.width / sizes.head_dim
+    fewest = min(most, max(2, _power_of_two(wanted)))
+    return max(2, _power_of_two(heads * fewest / most)) if fewest < most else heads
+
+
+def _power_of_two(ratio: float) -> int:
+    return max(1, int(2 ** math.floor(math.log2(ratio) + 1e-9))) if ratio >= 1 else 1
+
+
+def _image(field: Field, fields: Sequence[Field], sizes: Sizes) -> Any:
+    """A few patches a side, where the config beside it has patches; else 32."""
+    patches = [f for f in fields if f.kind is Kind.PATCH and f.owner == field.owner]
+    patch = max((v for f in patches for v in _numbers(f.value)), default=0)
+    beside = [f for f in fields if f.owner == field.owner]
+    side = patch * sizes.patches if patch else 16 * sizes.patches
+    if _stages(beside):  # every stage halves it
+        side = max(side, 16 * sizes.patches, 8 * patch)
+    return mapped(field.value, lambda size: min(size, side) if size > 1 else size)
+
+
+# Depth
+
+
+def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
+    """Every stack to a few layers, its lists cut to the same, one layer of each kind kept where there are kinds."""
+    values: dict[Path, Any] = {}
+    for owner in dict.fromkeys(field.owner for field in fields):
+        here = [field for field in fields if field.owner == owner]
+        lists = [f for f in here if f.kind is Kind.LAYER_LIST and isinstance(f.value, list | tuple)]
+        indices = [f for f in here if f.kind is Kind.LAYER_INDEX]
+        kept = _kept_layers(lists, indices, sizes)
+        stages = _stages(here)
+        for field in here:
+            if field.kind is Kind.DEPTH and field.value not in stages:
+                values[field.path] = _fewer_layers(field.value, len(kept))
+        for field in lists:
+            length = len(field.value)
+            chosen = [i for i in kept if i < length] if length > len(kept) else range(length)
+            values[field.path] = type(field.value)(field.value[i] for i in chosen)
+        for field in indices:
+            values[field.path] = _fewer_indices(field.value, len(kept))
+    return values
+
+
+def _stages(fields: Sequence[Field]) -> set[int]:
+    """Lengths of lists with an entry per stage: a number of layers that equals one counts stages."""
+    kinds = (Kind.WIDTH, Kind.DEPTH, Kind.HEADS)
+    return {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple) and len(f.value) > 1}
+
+
+def _fewer_layers(value: Any, depth: int) -> Any:
+    """At most `depth`; in many stages, one layer each."""
+    if isinstance(value, list | tuple) and len(value) > 2:
+        return mapped(value, lambda v: min(v, 1))
+    return mapped(value, lambda v: min(v, depth))
+
+
+def _kept_layers(lists: Sequence[Field], indices: Sequence[Field], sizes: Sizes) -> list[int]:
+    """The first layer of each kind, then the next ones."""
+    wanted = max([sizes.depth, *(len(f.value) for f in indices if isinstance(f.value, list | tuple))])
+    wanted = min(wanted, sizes.most_layers)
+    length = max((len(f.value) for f in lists), default=0)
+    kinds: dict[Any, int] = {}
+    for i in range(length):
+        kinds.setdefault(tuple(f.value[i] for f in lists if i < len(f.value)), i)
+    firsts = sorted(kinds.values())[: sizes.most_layers]
+    rest = [i for i in range(max(length, wanted)) if i not in firsts]
+    return sorted([*firsts, *rest[: max(0, wanted - len(firsts))]])
+
+
+def _fewer_indices(value: Any, depth: int) -> Any:
+    """Indices of layers that exist: by rank where all fit, else those that are small enough."""
+    if isinstance(value, int):
+        return value if -depth <= value < depth else (depth - 1 if value > 0 else -1)
+    numbers = [v for v in value if isinstance(v, int)]
+    if len(numbers) != len(value) or all(-depth <= v < depth for v in numbers):
+        return value
+    if len(numbers) <= depth:
+        return type(value)(depth - len(numbers) + rank for rank in range(len(numbers)))
+    return type(value)(v for v in numbers if v < depth) or type(value)([depth - 1])
+
+
+# Token ids
+
+
+def _token_ids(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
+    """Ids above the vocabulary become the highest ones in it: equal ones stay equal, different ones different."""
+    ids = sorted({v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v >= sizes.vocabulary // 2})
+    taken = {v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v < sizes.vocabulary // 2}
+    free = [i for i in range(sizes.vocabulary - 1, 0, -1) if i not in taken]
+    moved = {v: free[i % len(free)] for i, v in enumerate(reversed(ids))}
+    return {
+        f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID
+    }

@@ -1,0 +1,1 @@
+"""Every model there is, converted and checked."""

@@ -1,0 +1,110 @@
+"""All model types of transformers: default config -> shrunk -> wider by a factor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from zoo.subjects import NotBuiltError, Small, Subject
+
+from mutransfer.errors import MutransferError, ShapeError
+from mutransfer.planning.fields import scaled
+from mutransfer.planning.generate import generate_inputs
+from mutransfer.planning.shrink import Shrunk, shrink
+
+HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
+         "IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
+         "VIDEO_CLASSIFICATION", "PRETRAINING")  # fmt: skip
+"""Preferred tasks: those with a readout first."""
+
+
+def transformers_subjects() -> Iterator[Subject]:
+    """Every registered type with a model class."""
+    from transformers import CONFIG_MAPPING
+
+    _quiet()
+    for kind in CONFIG_MAPPING:
+        name = _class_name(kind)
+        if name is not None:
+            yield Subject(kind, "transformers", lambda kind=kind, name=name: _small(kind, name))  # type: ignore[misc]
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+
+
+def _class_name(kind: str) -> str | None:
+    from transformers.models.auto import modeling_auto
+
+    suffix = "_MAPPING_NAMES"
+    mappings = [f"MODEL_FOR_{task}{suffix}" for task in HEADS] + ["MODEL_MAPPING_NAMES"]
+    others = sorted(n for n in dir(modeling_auto) if n.startswith("MODEL_") and n.endswith(suffix))
+    for mapping in (*mappings, *others):
+        found = getattr(modeling_auto, mapping, {}).get(kind)
+        if found:
+            return found if isinstance(found, str) else found[0]
+    return None
+
+
+def _small(kind: str, name: str) -> Small:
+    import transformers
+
+    model_class = getattr(transformers, name)
+    config = _default(kind)
+    shrunk, whole = _shrink(model_class, config)
+    width = shrunk.sizes.width
+    model = model_class(shrunk.config)
+
+    def make(width_now: int) -> nn.Module:
+        return model_class(scaled(shrunk.config, width_now // width))
+
+    def inputs(seed: int) -> dict[str, Any]:
+        return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
+
+    return Small(width, make, inputs, {"class": name, "kept": list(shrunk.kept), "whole": whole})
+
+
+def _default(kind: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[kind]()
+    except Exception as error:
+        raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
+
+
+def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, bool]:
+    """With all towers reached; or, where that fails, with text alone."""
+    failure: MutransferError | None = None
+    for whole in (True, False):
+        try:
+            return shrink(config, lambda small, whole=whole: _accept(model_class(small), whole)), whole  # type: ignore[misc]
+        except MutransferError as error:
+            failure = failure or error
+    _refuse_unbuildable(model_class, config)
+    raise failure or ShapeError("not shrunk")
+
+
+def _accept(model: nn.Module, whole: bool) -> None:
+    model.eval()
+    generate_inputs(model, lambda given: _forward(model, given), whole=whole)
+
+
+def _forward(model: nn.Module, given: dict[str, Any]) -> object:
+    with torch.no_grad():
+        return model(**given)
+
+
+def _refuse_unbuildable(model_class: Any, config: Any) -> None:
+    """Raises NotBuiltError where the default config itself does not build, which is not the shrinker's fault."""
+    try:
+        with torch.device("meta"):
+            model_class(config)
+    except Exception as error:
+        raise NotBuiltError(f"its default config does not build: {type(error).__name__}: {error}") from error
