@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Kind(StrEnum):
     IMAGE = "image size"
     PATCH = "patch size"
     QUERIES = "queries"
+    WINDOW = "side of a window"
+    GROUPS = "groups of a norm"
+    GRID = "patches a side"
     OUTWARD = "another part's width"
     FIXED = "fixed"
 
@@ -37,9 +41,12 @@ class Kind(StrEnum):
 PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.TOKEN_ID, r"(.*_)?(tokens?|bos|eos|pad|sep|cls|mask|unk|start|end|newline|lang|patch)_(ids?|index|idx)"),
     (Kind.TOKEN_ID, r"(begin_)?suppress_tokens|(bos|eos|pad|sep|unk|mask|lang)_index|decoder_fixing_codes"),
+    (Kind.WINDOW, r"(attention_)?window_size(_per_stage)?"),
+    (Kind.GROUPS, r"num_groups|norm_num_groups|n_groups"),
+    (Kind.GRID, r"image_embedding_size"),
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
-    (Kind.FIXED, r"in_chans|in_channels|input_channels|(num_input|output_num|post_conv_in)_channels|head_out_channels"),
+    (Kind.FIXED, r"in_chans|input_channels|(num_input|output_num|post_conv_in)_channels|head_out_channels"),
     (Kind.FIXED, r"(.*_)?(state|act|action|mel|patch|feat|pos|query|atom_feature|bbox|projection_input)_dim"),
     (Kind.FIXED, r"(model_in|input)_dim|feature_size|(max|min)_depth|index_head_dim|fine_matching_slice_dim"),
     (Kind.FIXED, r"n_layers_per_.*|num_feat_extract_layers|(.*_)?(pre|post)net_layers|num_layers_per_stack"),
@@ -51,7 +58,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.DENSE_LAYERS, r"num_(first|last)_full_attention_layers|moe_layer_(start|end)_index|num_global_layers"),
     (Kind.LAYER_LIST, r"(.*_)?(layer_types|layers?_block_type|block_types|indexer_types|no_rope_layers)"),
     (Kind.LAYER_LIST, r"(.*_)?(.*_per_layer|attn_layers|attention_layers|layers_types|mlp_layer_types)"),
-    (Kind.LAYER_INDEX, r"(.*_)?(out|layers|hook|state|projection|block|attn|visual|global_attn|recurrent)_ind(ic|ex)es"),
+    (Kind.LAYER_INDEX, r"(.*_)?ind(ic|ex)es"),
     (Kind.LAYER_INDEX, r"(.*_)?(layer_(ids|index)|layer_idx|attn_idxs|hook_ids|_attention_blocks|return_idx|eval_idx)"),
     (Kind.LAYER_INDEX, r"(.*_)?(feature|select|extract|vision|target|moe|source|cross_attention|hidden)_layers?"),
     (Kind.LAYER_INDEX, r"global_attention_blocks|mlp_only_layers|insert_layer_id|intermediate_hidden_state_indices"),
@@ -79,16 +86,16 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WIDTH, r"(.*_)?(emb(ed)?(ding)?_(dims?|sizes?)|projection_(dim|size)|proj_(size|dim)|lora_rank|lru_width)"),
     (Kind.WIDTH, r"(.*_)?(embed_dim_per_stage|channel_list|attn_unit_dims|time_step_rank|dt_rank|d_ssm|linear_units)"),
     (Kind.WIDTH, r"(.*_)?(conv_dim|tdnn_dim|num_filters|codevector_dim|size_global|d_latents|predictor_channels)"),
-    (Kind.WIDTH, r"(.*_)?(out|output|stem|stage_in|stage_mid|stage_out|downsample|latent|base|conv|encoder_in)_channels"),
+    (Kind.WIDTH, r"(.*_)?(in|out|output|stem|stage_in|stage_mid|stage_out|downsample|latent|base|conv|encoder_in)_channels"),
     (Kind.WIDTH, r"(.*_)?(upsample_initial|decoder_in|projector_out|neck_out|enc|se|attention|filter|fpn)_channels"),
     (Kind.WIDTH, r"(.*_)?(embed_proj_dim|vit_dim|d_latent|input_dim|output_dims?|proj_dims|num_pos_feats|dim_ff)"),
-    (Kind.WIDTH, r"(.*_)?(pooler_output_size|expert_ffn_hidden_size|feature_size|fusion_hidden_sizes|key_dim)"),
+    (Kind.WIDTH, r"(.*_)?(dims|channels|widths?|stem_(size|width)|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes|key_dim)"),
 )
 """(kind, pattern), tested in order against the whole of a field's name and of its aliases; the first that fits holds."""
 
 _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in PATTERNS)
 PRIMARY = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "hidden_dim", "model_dim", "width", "emb_dim",
-           "hidden_sizes", "embed_dims")  # fmt: skip
+           "hidden_sizes", "embed_dims", "dims", "channels", "widths")  # fmt: skip
 """A config's own width is the first of these that it has."""
 SMALLEST_WIDTH = 8
 """A size below this in a width field counts something else (the 3 of an image's channels in a list of them)."""
@@ -141,13 +148,23 @@ def fields_of(config: Any, path: Path = ()) -> Iterator[Field]:
                 yield Field(here, value, kind)
 
 
+def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
+    """Where the config says that decoding keeps a cache, which training does not."""
+    for name, value in _items(config).items():
+        if _is_nested(value):
+            yield from cache_switches(value, (*path, name))
+        elif name == "use_cache" and value:
+            yield (*path, name)
+
+
 def _items(config: Any) -> dict[str, Any]:
     items = config if isinstance(config, Mapping) else vars(config)
     return {name: value for name, value in items.items() if isinstance(name, str) and not name.startswith("_")}
 
 
 def _is_nested(value: Any) -> bool:
-    return isinstance(value, Mapping) or hasattr(value, "to_dict")
+    inside = hasattr(value, "to_dict") or dataclasses.is_dataclass(value)
+    return isinstance(value, Mapping) or (inside and not isinstance(value, type))
 
 
 def _is_size(value: Any) -> bool:

@@ -87,7 +87,10 @@ def _first_line(error: Exception) -> str:
 IDS = re.compile(r"(decoder_|encoder_|text_)?(input_ids)|attention_ids|input_tokens")
 IMAGES = re.compile(r"(\w+_)?pixel_values(_\w+)?|images?|pixel_values0")
 SOUND = re.compile(r"(audio_)?input_(values|features)|audio_values|waveform|spectrogram|input_audio_embeds")
-COMPANIONS = re.compile(r"(image_)?grid_(thw|hw)|image_sizes|merge_sizes|mm_token_type_ids|image_position_ids|pixel_position_ids|bbox")
+COMPANIONS = re.compile(
+    r"(image_)?grid_(thw|hw)|image_sizes|merge_sizes|mm_token_type_ids|bbox|spatial_shapes"
+    r"|pixel_attention_mask|(input_features?|feature|audio)_(attention_)?mask"
+)
 SERIES = re.compile(r"past_values|past_time_features|past_observed_mask|values|inputs_embeds|states|actions")
 
 
@@ -99,24 +102,28 @@ class Maker:
         self.seed = seed
         self.parameters = dict(inspect.signature(model.forward).parameters)
         self.main = getattr(model, "main_input_name", "input_ids")
+        if {"grid_thw", "grid_hw"} & set(self.parameters) and "hidden_states" in self.parameters:
+            self.media = ("hidden_states",)  # a vision tower's name for patches in a row
+        else:
+            self.media = tuple(name for name in self.parameters if IMAGES.fullmatch(name) or SOUND.fullmatch(name))
         self.batch = 4 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1
 
     # What is given
 
     def drafts(self, *, whole: bool) -> Iterator[Draft]:
         """Most arguments first, so that every tower is reached; then fewer."""
-        takes_media = any(_is_medium(name) for name in self.parameters)
+        takes_media = bool(self.media)
         for names in dict.fromkeys(self._choices()):
-            if whole and takes_media and not any(_is_medium(name) for name in names):
+            if whole and takes_media and not set(names) & set(self.media):
                 continue
-            images = range(IMAGE_LAYOUTS) if any(IMAGES.fullmatch(n) for n in names) else (0,)
+            images = range(IMAGE_LAYOUTS) if any(self._is_image(n) for n in names) else (0,)
             sounds = range(SOUND_LAYOUTS) if any(SOUND.fullmatch(n) for n in names) else (0,)
             for image, sound in itertools.product(images, sounds):
                 yield Draft(names, image, sound)
 
     def _choices(self) -> Iterator[tuple[str, ...]]:
         required = [n for n, p in self.parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        media = [n for n in self.parameters if _is_medium(n)]
+        media = list(self.media)
         one_medium = media[:1]
         ids = [n for n in self.parameters if IDS.fullmatch(n)]
         main = [self.main] if self.main in self.parameters else []
@@ -148,10 +155,13 @@ class Maker:
 
     def resized(self, draft: Draft, message: str) -> Iterator[Draft]:
         """The same with an image's side, or a spectrogram's bins, that a failure named."""
-        media = any(_is_medium(name) for name in draft.names)
+        media = set(draft.names) & set(self.media)
         for number in dict.fromkeys(int(w) for w in re.findall(r"\d+", message)[:6]):
             if media and not draft.size and 8 <= number <= MOST_PLACEHOLDERS * 2:
                 yield replace(draft, size=number)
+
+    def _is_image(self, name: str) -> bool:
+        return name in self.media and not SOUND.fullmatch(name)
 
     def _can_make(self, name: str) -> bool:
         return any(p.fullmatch(name) for p in (IDS, IMAGES, SOUND, COMPANIONS, SERIES)) or name.endswith("mask")
@@ -164,7 +174,7 @@ class Maker:
 
     def _make(self, name: str, draft: Draft) -> Any:
         generator = torch.Generator().manual_seed(self.seed)
-        if IMAGES.fullmatch(name):
+        if self._is_image(name):
             return torch.randn(self._image_shape(draft), generator=generator)
         if SOUND.fullmatch(name):
             return torch.randn(self._sound_shape(draft), generator=generator)
@@ -174,6 +184,13 @@ class Maker:
             return torch.tensor([[2 * self.size("spatial_merge_size", 1)] * 2])
         if name == "image_sizes":
             return torch.tensor([[self._side(), self._side()]])
+        if name == "spatial_shapes":
+            return torch.tensor([[2, 2]])
+        if name == "pixel_attention_mask":
+            shape = self._image_shape(draft)
+            return torch.ones(shape[:2] if len(shape) == 3 else (shape[0], *shape[-2:]), dtype=torch.long)
+        if name.startswith(("input_feature", "feature", "audio")) and name.endswith("mask"):
+            return torch.ones(self.batch, max(self._sound_shape(draft)[1:]), dtype=torch.long)
         if name == "merge_sizes":
             return torch.tensor([self.size("spatial_merge_size", 1)])
         return self._of_tokens(name, draft, generator)
@@ -188,7 +205,7 @@ class Maker:
             return torch.tensor([0, 0, 4, 4]).expand(self.batch, ids.shape[1], 4).contiguous()
         if name.endswith("mask"):
             return torch.ones_like(ids)
-        if name == "inputs_embeds":
+        if name in ("inputs_embeds", "hidden_states", "query_embeds"):
             return torch.randn(self.batch, TOKENS, self.size("hidden_size", 64), generator=generator)
         if name.endswith(("_ids", "labels")):
             return torch.zeros_like(ids)
@@ -274,10 +291,6 @@ class Maker:
 
 IMAGE_LAYOUTS = 11
 SOUND_LAYOUTS = 10
-
-
-def _is_medium(name: str) -> bool:
-    return bool(IMAGES.fullmatch(name) or SOUND.fullmatch(name))
 
 
 def _named(config: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from mutransfer.planning.fields import (
     Field,
     Kind,
     Path,
+    cache_switches,
     fields_of,
     mapped,
     primary_field,
@@ -33,6 +34,7 @@ class Sizes:
         depth: layers of a stack, and the most that it keeps where layers differ in kind.
         vocabulary, experts, positions, queries: at most.
         patches: an image's side in patches.
+        window, groups: at most, where windows must fit the image and groups the channels.
         apart: whether the configs inside have scales of their own, or all are divided by one factor.
     """
 
@@ -45,6 +47,8 @@ class Sizes:
     positions: int = 128
     queries: int = 8
     patches: int = 2
+    window: int = 64
+    groups: int = 64
     apart: bool = True
 
 
@@ -52,9 +56,11 @@ ATTEMPTS = (
     Sizes(),
     Sizes(patches=4),
     Sizes(apart=False),
+    Sizes(window=2, groups=4, patches=4),
     Sizes(width=128, patches=4),
     Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
+    Sizes(width=256, head_dim=128, patches=64, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
 MOST_REPAIRS = 6
@@ -128,7 +134,8 @@ def shrunk_values(config: Any, sizes: Sizes) -> dict[Path, Any]:
     values |= _depths(fields, sizes)
     values |= _token_ids(fields, sizes)
     old = {field.path: field.value for field in fields}
-    return {path: value for path, value in values.items() if value is not None and value != old[path]}
+    changed = {path: value for path, value in values.items() if value is not None and value != old[path]}
+    return changed | dict.fromkeys(cache_switches(config), False)
 
 
 def _simple(field: Field, sizes: Sizes) -> Any:
@@ -137,6 +144,9 @@ def _simple(field: Field, sizes: Sizes) -> Any:
         Kind.VOCAB: sizes.vocabulary,
         Kind.POSITIONS: sizes.positions,
         Kind.QUERIES: sizes.queries,
+        Kind.WINDOW: sizes.window,
+        Kind.GROUPS: sizes.groups,
+        Kind.GRID: sizes.patches,
         Kind.EXPERTS: sizes.experts,
         Kind.TOP_K: 2,
         Kind.EXPERT_GROUPS: 1,
@@ -166,11 +176,16 @@ def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, An
             values[field.path] = sizes.width if sizes.apart else mapped(field.value, lambda v, d=divisor: _divided(v, d))  # type: ignore[misc]
         elif field.kind is Kind.IMAGE:
             values[field.path] = _image(field, fields, sizes)
-    for owner in {field.owner for field in fields}:
-        family = [field for field in fields if field.owner == owner]
+    for owner in dict.fromkeys(_without_rope(field.owner) for field in fields):
+        family = [field for field in fields if _without_rope(field.owner) == owner]
         divisor = _of_owner(owner, divisors, default=widest / sizes.width)
-        values |= _heads(family, divisor, sizes)
+        values |= _heads(family, primaries.get(owner, 0), divisor, sizes)
     return values
+
+
+def _without_rope(owner: Path) -> Path:
+    """The sections of a rotation are sized by the heads of the config around them."""
+    return owner[:-1] if owner and owner[-1].startswith("rope") else owner
 
 
 def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
@@ -205,28 +220,37 @@ def _of_owner(owner: Path, divisors: Mapping[Path, float], default: float) -> fl
 
 
 def _divided(size: int, divisor: float) -> int:
-    """A size over the divisor; where that is no whole number, the next multiple of 4."""
+    """A size over the divisor; where that is no whole number, the next multiple of 16, which heads can share."""
     if size < SMALLEST_WIDTH or divisor <= 1:
         return size
     exact = size / divisor
     if exact == int(exact) and exact >= SMALLEST_WIDTH:
         return int(exact)
-    return max(SMALLEST_WIDTH, 4 * math.ceil(exact / 4))
+    step = 16 if exact > 12 else SMALLEST_WIDTH
+    return step * math.ceil(exact / step)
 
 
-def _heads(fields: Sequence[Field], divisor: float, sizes: Sizes) -> dict[Path, Any]:
+def _heads(fields: Sequence[Field], width: int, divisor: float, sizes: Sizes) -> dict[Path, Any]:
     """Numbers of heads and their sizes: the width's divisor, split between the two."""
     values: dict[Path, Any] = {}
     dims = [field for field in fields if field.kind is Kind.HEAD_DIM]
-    largest = max((v for field in dims for v in _numbers(field.value)), default=0)
-    by_dim = _power_of_two(largest / sizes.head_dim) if largest else 0
-    for field in dims:
-        values[field.path] = mapped(field.value, lambda v: max(1, v // by_dim) if by_dim else v)
+    largest = max((field.value for field in dims if isinstance(field.value, int)), default=0)
     heads = [field for field in fields if field.kind is Kind.HEADS]
     queries = max((v for field in heads for v in _numbers(field.value)), default=1)
+    by_dim = _power_of_two(largest / sizes.head_dim) if largest else 0
+    for field in dims:
+        values[field.path] = _shorter(field.value, by_dim or max(1, width // queries // sizes.head_dim))
     for field in heads:
         values[field.path] = mapped(field.value, lambda v: _fewer_heads(v, queries, divisor, by_dim, sizes))
     return values
+
+
+def _shorter(value: Any, divisor: int) -> Any:
+    """A head's size, or the sections of one, whose sum is kept in step."""
+    if isinstance(value, int):
+        return max(1, value // divisor) if value > 0 else value
+    ends = [sum(value[: i + 1]) // divisor for i in range(len(value))]
+    return type(value)(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
 def _fewer_heads(heads: int, most: int, divisor: float, by_dim: int, sizes: Sizes) -> int:
@@ -266,7 +290,7 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
         kept = _kept_layers(lists, indices, sizes)
         stages = _stages(here)
         for field in here:
-            if field.kind is Kind.DEPTH and field.value not in stages:
+            if field.kind is Kind.DEPTH and (isinstance(field.value, list | tuple) or field.value not in stages):
                 values[field.path] = _fewer_layers(field.value, len(kept))
         for field in lists:
             length = len(field.value)
@@ -297,7 +321,7 @@ def _kept_layers(lists: Sequence[Field], indices: Sequence[Field], sizes: Sizes)
     length = max((len(f.value) for f in lists), default=0)
     kinds: dict[Any, int] = {}
     for i in range(length):
-        kinds.setdefault(tuple(f.value[i] for f in lists if i < len(f.value)), i)
+        kinds.setdefault(tuple(repr(f.value[i]) for f in lists if i < len(f.value)), i)
     firsts = sorted(kinds.values())[: sizes.most_layers]
     rest = [i for i in range(max(length, wanted)) if i not in firsts]
     return sorted([*firsts, *rest[: max(0, wanted - len(firsts))]])

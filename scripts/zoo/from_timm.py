@@ -1,11 +1,123 @@
-"""timm's models at widths of their own: which of its size arguments make a model wider, by family of constructor."""
+"""timm's models, one of every file: the arguments that its entry point gives to the model's class are the config."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import importlib.abc
+import importlib.machinery
+import inspect
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
 
-from zoo.subjects import Subject
+import torch
+from torch import nn
+from zoo.subjects import NotBuiltError, Small, Subject, images
+
+from mutransfer.planning.fields import scaled
+from mutransfer.planning.shrink import shrink
+
+SIDES = (32, 64, 128, 224)
+BATCH = 4  # BatchNorm needs more than one value a channel
+
+
+class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """timm imports torchvision for image transforms, which no model here needs: an empty module in its place."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.startswith("torchvision") else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = types.ModuleType(spec.name)
+        module.__path__ = []
+        module.__getattr__ = lambda name: type(name, (nn.Module,), {})  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def load_timm() -> Any:
+    """timm, without torchvision; transformers, imported before, does not see the stand-in."""
+    warnings.filterwarnings("ignore")
+    finder = StandIn()
+    sys.meta_path.insert(0, finder)
+    try:
+        return importlib.import_module("timm")
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
 
 
 def timm_subjects() -> Iterator[Subject]:
-    yield from ()
+    """The first model of each of timm's files."""
+    import transformers  # noqa: F401  (looks for torchvision once, before the stand-in)
+
+    try:
+        timm = load_timm()
+    except ImportError:
+        return
+    for module in sorted(timm.list_modules()):
+        names = timm.list_models(module=module)
+        if names:
+            yield Subject(names[0], "timm", lambda name=names[0]: _small(timm, name))  # type: ignore[misc]
+
+
+class Arguments(types.SimpleNamespace):
+    """What a model's class is called with."""
+
+
+def _small(timm: Any, name: str) -> Small:
+    model_class, arguments = _call_of(timm, name)
+    sides: list[int] = []
+
+    def accept(config: Any) -> None:
+        sides[:] = [_side(model_class(**vars(config)).eval())]
+
+    shrunk = shrink(arguments, accept)
+    width = shrunk.sizes.width
+
+    def make(width_now: int) -> nn.Module:
+        return model_class(**vars(scaled(shrunk.config, width_now // width)))
+
+    return Small(width, make, images(BATCH, sides[0]), {"class": model_class.__name__, "kept": list(shrunk.kept)})
+
+
+def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
+    """The class and all arguments, defaults included, of an entry point's one call."""
+    entry = timm.models.model_entrypoint(name)
+    calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def record(model_class: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "feature_cfg", "pretrained_strict", "model_cfg",
+                    "pretrained_filter_fn", "kwargs_filter", "features_only"):  # fmt: skip
+            kwargs.pop(key, None)
+        calls.append((model_class, kwargs))
+        return nn.Identity()
+
+    with mock.patch.object(sys.modules[entry.__module__], "build_model_with_cfg", record):
+        entry(pretrained=False)
+    if not calls:
+        raise NotBuiltError("its entry point does not go through timm's builder")
+    model_class, given = calls[0]
+    parameters = inspect.signature(model_class.__init__).parameters
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    return model_class, Arguments(**{**defaults, **given})
+
+
+def _side(model: nn.Module, sides: Sequence[int] = SIDES) -> int:
+    """The smallest image that the model takes, in training too."""
+    failure: Exception | None = None
+    for side in sides:
+        try:
+            with torch.no_grad():
+                model(torch.randn(BATCH, 3, side, side))
+            return side
+        except Exception as error:
+            failure = error
+    assert failure is not None
+    raise failure

@@ -12,7 +12,7 @@ COUNTED = (
     ("built", "built", lambda row: True),
     ("shrunk", "shrunk", lambda row: row.get("built")),
     ("converted", "converted", lambda row: row.get("built")),
-    ("folded_is_explicit", "folded = explicit", lambda row: row.get("converted")),
+    ("folded_is_explicit", "folded = explicit", lambda row: row.get("folded_is_explicit") is not None),
     ("check", "check passed", lambda row: row.get("check") is not None),
     ("terminals", "terminals verified", lambda row: row.get("terminals") is not None),
     ("depth_check", "depth check", lambda row: row.get("depth_check") is not None),
