@@ -122,11 +122,12 @@ class Trials:
             val_loss=outcome.val_loss,
             steps=outcome.steps,
             tokens=outcome.tokens,
-            seconds=time.monotonic() - started,
-            cpu_seconds=time.process_time() - cpu_started,
+            seconds=outcome.earlier[0] + time.monotonic() - started,
+            cpu_seconds=outcome.earlier[1] + time.process_time() - cpu_started,
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             environment={**environment(), "device": _device_name(device), "data_sha256": data.sha256},
             history=outcome.history,
+            error=outcome.unsaved,
         )
 
 

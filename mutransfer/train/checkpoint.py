@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mutransfer.errors import RunError
+from mutransfer.records import cannot_write, check_writable
 
 FORMAT = "mutransfer.checkpoint.1"
 _LOCATION = {"device", "run_dir", "resume", "logger", "engine", "search", "subject"}
@@ -30,11 +31,14 @@ class RunState:
         step: how many steps are done.
         losses: of each of them.
         evaluations: (step, held-out loss).
+        seconds, cpu_seconds: spent until here, over all sessions.
     """
 
     step: int
     losses: Tensor
     evaluations: tuple[tuple[int, float], ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def save(
@@ -53,6 +57,7 @@ def save(
         "step": state.step,
         "losses": state.losses,
         "evaluations": list(state.evaluations),
+        "seconds": (state.seconds, state.cpu_seconds),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": _rng_state(),
@@ -68,6 +73,7 @@ def load(path: str | Path, model: nn.Module, optimizer: Optimizer, *, config: Ma
         RunError: a file that is missing, corrupt, not a checkpoint of ours, or of a run with another config.
     """
     content = _read(Path(path))
+    _refuse_incomplete(path, content)
     _refuse_other_run(path, content["config"], _identity(config))
     try:
         model.load_state_dict(content["model"])
@@ -76,18 +82,19 @@ def load(path: str | Path, model: nn.Module, optimizer: Optimizer, *, config: Ma
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path} does not fit this model: {reason} Use another run_dir.") from None
     _restore_rng(content["rng"])
-    return RunState(content["step"], content["losses"], tuple(content["evaluations"]))
+    return RunState(content["step"], content["losses"], tuple(content["evaluations"]), *content["seconds"])
 
 
-def check_writable(path: str | Path) -> None:
+def check_room(path: str | Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Raises RunError now where `save` would only do so after training."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise RunError(_cannot_write(path, error)) from None
+    tensors = sum(tensor.nbytes for tensor in model.state_dict().values() if isinstance(tensor, Tensor))
+    moments = sum(p.nbytes * _moments(group) for group in optimizer.param_groups for p in group["params"])
+    check_writable(Path(path).parent, room=tensors + moments)
+
+
+def _moments(group: Mapping[str, Any]) -> int:
+    """How many tensors of a parameter's size the optimizer keeps: Adam's two, or SGD's momentum."""
+    return 2 if "betas" in group else int(bool(group.get("momentum")))
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
@@ -101,15 +108,10 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise RunError(_cannot_write(path, error)) from None
+        raise RunError(cannot_write(path, error)) from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return f"Cannot write {path}: {reason}. Free some space or choose another folder."
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -128,6 +130,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} was not written by this version of mutransfer's training loop. Use another run_dir.")
     return state
+
+
+def _refuse_incomplete(path: str | Path, content: Mapping[str, Any]) -> None:
+    kinds = {"step": int, "losses": Tensor, "evaluations": list, "seconds": tuple, "config": dict, "rng": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+    wrong += [name for name in ("model", "optimizer") if not isinstance(content.get(name), Mapping)]
+    if wrong or not isinstance(content["rng"].get("cpu"), Tensor):
+        raise RunError(
+            f"{path} is not a whole checkpoint: {', '.join(wrong or ['rng'])} is missing or damaged. "
+            "Delete it, or use another run_dir, to train from the start."
+        )
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

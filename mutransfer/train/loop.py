@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mutransfer.errors import ConfigError
+from mutransfer.errors import ConfigError, RunError
 from mutransfer.train import checkpoint as checkpoints
 from mutransfer.train.data.protocol import Batch, Data
 from mutransfer.train.precision import find_precision
@@ -24,6 +25,14 @@ CHECK_EVERY = 10
 """Steps between two looks at the loss: reading it waits for the device."""
 HISTORY = 200
 """Most entries that an outcome's history has."""
+BLOWN_UP = 10.0
+"""A run ends diverged above so many times the loss of its untrained model (of one nat, where that is less).
+
+The untrained model knows nothing, so its loss is the worst that a learning rate in use can come to. A step far too
+large leaves a loss that float32 often can hold still; it is no point of any valley. The factor is far outside the
+noise of one batch, and being a factor it serves regression too, whose unit is the targets'. Only the end counts: a
+run may spike and recover.
+"""
 
 Clip = Callable[[float], Tensor]
 Metrics = Callable[[int, dict[str, float]], None]
@@ -74,13 +83,15 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        status: "done", or "diverged": a loss that is not finite, after which the run stops.
+        status: "done", or "diverged": a loss that is not finite, after which the run stops, or `BLOWN_UP` at the end.
         train_loss: mean over the last tenth of the steps, in nats; None where diverged.
         val_loss: held-out loss after the last step; None where diverged.
         history: (step, training loss), thinned to at most 200 entries, up to where it is not finite.
         evaluations: (step, held-out loss).
         steps: done, counting from 1; where diverged, the first one whose loss was not finite.
         tokens: trained on, over all steps (examples, where the data are not tokens).
+        earlier: seconds and CPU-seconds of the sessions that this one resumed.
+        unsaved: why the last checkpoint could not be written; None where it was, or none was asked for.
     """
 
     status: Literal["done", "diverged"]
@@ -90,6 +101,8 @@ class Outcome:
     evaluations: tuple[tuple[int, float], ...]
     steps: int
     tokens: int
+    earlier: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
+    unsaved: str | None = None
 
 
 def train(
@@ -119,12 +132,12 @@ def train(
 
     Raises:
         ConfigError: settings that are out of range, or a batch that does not divide into `train.accumulate` parts.
-        RunError: a checkpoint that cannot be written, or that belongs to another run.
+        RunError: a checkpoint that cannot be written before the last step, or that belongs to another run.
     """
     settings = read_settings(TrainSettings, "train", config["train"])
     run = _Run(model, optimizer, data, config, settings, clip)
     if checkpoint is not None:
-        checkpoints.check_writable(checkpoint)
+        checkpoints.check_room(checkpoint, model, optimizer)
     if resume and checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
     while run.done < settings.steps:
@@ -162,6 +175,8 @@ class _Run:
         self.norm = torch.zeros(())
         self.evaluations: list[tuple[int, float]] = []
         self.done = 0
+        self.started, self.earlier = _clock(), (0.0, 0.0)
+        self.unsaved: str | None = None
         model.train()
 
     def step(self) -> None:
@@ -224,21 +239,31 @@ class _Run:
             progress(self.done, self.settings.steps)
 
     def save(self, path: str | Path) -> None:
-        state = checkpoints.RunState(self.done, self.losses[: self.done].cpu(), tuple(self.evaluations))
-        checkpoints.save(path, self.model, self.optimizer, state, config=self.config)
+        """A failure ends the run, but not after the last step: what was measured is then told with the failure."""
+        spent = (before + now - start for before, now, start in zip(self.earlier, _clock(), self.started, strict=True))
+        state = checkpoints.RunState(self.done, self.losses[: self.done].cpu(), tuple(self.evaluations), *spent)
+        try:
+            checkpoints.save(path, self.model, self.optimizer, state, config=self.config)
+        except RunError as error:
+            if self.done < self.settings.steps:
+                raise
+            self.unsaved = str(error)
 
     def load(self, path: str | Path) -> None:
         state = checkpoints.load(path, self.model, self.optimizer, config=self.config)
         self.done, self.evaluations = state.step, list(state.evaluations)
         self.losses[: self.done] = state.losses
+        self.earlier = (state.seconds, state.cpu_seconds)
 
     def outcome(self) -> Outcome:
         bad = self.first_diverged()
         if bad is None and not math.isfinite(self.evaluations[-1][1]):
             bad = self.done  # the last update broke the model
+        if bad is None and self._blown_up():
+            bad = self.done
         steps = self.done if bad is None else bad
         losses = self.losses[:steps].tolist()
-        last = losses[-max(1, self.settings.steps // 10) :]
+        last = losses[-self._last_tenth() :]
         return Outcome(
             status="done" if bad is None else "diverged",
             train_loss=sum(last) / len(last) if bad is None else None,
@@ -247,11 +272,24 @@ class _Run:
             evaluations=tuple(self.evaluations),
             steps=steps,
             tokens=steps * self._batch_tokens(),
+            earlier=self.earlier,
+            unsaved=self.unsaved,
         )
+
+    def _blown_up(self) -> bool:
+        worst = max(self.evaluations[-1][1], float(self.losses[self.done - self._last_tenth() : self.done].mean()))
+        return worst > BLOWN_UP * max(float(self.losses[0]), 1.0)
+
+    def _last_tenth(self) -> int:
+        return max(1, self.settings.steps // 10)
 
     def _batch_tokens(self) -> int:
         inputs = self.data.batch(0, seed=int(self.config.get("seed", 0)))[0]
         return inputs.numel() if self.data.info.kind == "tokens" else len(inputs)
+
+
+def _clock() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
 
 
 def thin(losses: Sequence[float], most: int = HISTORY) -> tuple[tuple[int, float], ...]:

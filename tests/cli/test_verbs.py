@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,54 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(monkeypatch: pytest
     whole, parts = (json.loads(Path(run, "train.json").read_text()) for run in ("whole", "parts"))
     assert parts["val_loss"] == whole["val_loss"]
     assert parts["history"] == whole["history"]
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"x": 1}', '{"key": "k", "conf'])
+def test_a_damaged_record_does_not_keep_a_whole_checkpoint_from_going_on(
+    damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "model.width=32", "run_dir=out", *TINY]
+    assert main(command) == 0
+    whole = json.loads(Path("out/train.json").read_text())
+    Path("out/train.json").write_text(damage)
+    assert main(command) == 0
+    again = json.loads(Path("out/train.json").read_text())
+    assert again["val_loss"] == whole["val_loss"]
+    assert again["seconds"] > 0
+    Path("out/train.json").write_text(damage)
+    Path("out/checkpoint.pt").unlink()
+    assert main(command) == 2
+    assert "train.json is damaged" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_while_training_costs_the_model_but_not_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")  # noqa: B904
+
+    command = ["train", "model.width=32", "run_dir=out", *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "enforce fail" not in error
+    assert json.loads(Path("out/train.json").read_text())["val_loss"] > 0
+    assert main(command) == 0
+    assert Path("out/checkpoint.pt").is_file()
+
+
+def test_a_disk_without_room_for_the_checkpoint_is_said_before_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert main(["train", "model.width=32", "run_dir=out", *TINY]) == 2
+    assert "MB left" in capsys.readouterr().err
+    assert not Path("out/train.json").exists()
 
 
 def test_a_diverged_training_exits_with_1() -> None:

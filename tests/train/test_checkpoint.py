@@ -150,6 +150,24 @@ def test_a_damaged_foreign_or_malicious_file_is_refused(tmp_path: Path, monkeypa
     assert (tmp_path / "half.pt").read_bytes() == files["half.pt"]
 
 
+@pytest.mark.parametrize("part", ["config", "rng", "model", "losses", "seconds"])
+def test_a_checkpoint_that_lacks_a_part_is_called_that(tmp_path: Path, part: str) -> None:
+    killed_after(6, tmp_path / "last.pt", gpt_config())
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    del content[part]
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(RunError, match=f"is not a whole checkpoint: {part} is missing"):
+        resumed(tmp_path / "last.pt", gpt_config())
+
+
+def test_the_time_of_a_resumed_run_counts_all_its_sessions(tmp_path: Path) -> None:
+    killed_after(13, tmp_path / "last.pt", gpt_config())
+    earlier = torch.load(tmp_path / "last.pt", weights_only=True)["seconds"]
+    assert min(earlier) > 0
+    assert resumed(tmp_path / "last.pt", gpt_config())[0].earlier == earlier
+    assert min(torch.load(tmp_path / "last.pt", weights_only=True)["seconds"]) > max(0, min(earlier))
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     killed_after(6, path, gpt_config())

@@ -116,11 +116,18 @@ def test_a_last_step_that_breaks_the_model_is_a_divergence_too(make_run: MakeRun
     assert outcome.status == "diverged"
 
 
-def test_a_large_but_finite_loss_is_no_divergence(make_run: MakeRun, config: dict[str, Any]) -> None:
+def test_a_finite_loss_far_above_the_untrained_models_is_a_divergence(
+    make_run: MakeRun, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = train(*make_run(lr=5.0), config)
-    assert outcome.status == "done"
-    assert outcome.val_loss is not None
-    assert outcome.val_loss > 10
+    assert (outcome.status, outcome.val_loss, outcome.steps) == ("diverged", None, 12)
+    assert len(outcome.history) == 12
+    monkeypatch.setattr("mutransfer.train.loop.BLOWN_UP", float("inf"))
+    assert train(*make_run(lr=5.0), config).status == "done"
+
+
+def test_a_bad_learning_rate_is_no_divergence(make_run: MakeRun, config: dict[str, Any]) -> None:
+    assert train(*make_run(lr=0.1), config).status == "done"
 
 
 class _Broken(_Double):

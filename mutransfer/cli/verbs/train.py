@@ -11,11 +11,13 @@ from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, make_logger
 from mutransfer.cli.output import print_config
 from mutransfer.cli.progress import describe, progress_bar
-from mutransfer.errors import ConfigError
-from mutransfer.records import TrialRecord, read_json, write_json
+from mutransfer.errors import ConfigError, RunError
+from mutransfer.records import TrialRecord, check_writable, read_json, write_json
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.key import TRIAL_SECTIONS
 from mutransfer.sweep.validate import validate
+
+CHECKPOINT = "checkpoint.pt"
 
 
 def run(composer: Composer, arguments: Arguments) -> int:
@@ -28,10 +30,13 @@ def run(composer: Composer, arguments: Arguments) -> int:
     if resume and (finished := _finished(run_dir, trial)):
         print(f"Finished before: {describe(finished)}. Give resume=never to train it again.")
         return _code(finished)
+    check_writable(run_dir)
     record = _train(trial, run_dir, resume, make_logger(config["logger"]))
     path = write_json(run_dir / "train.json", record.to_json())
     print(describe(record))
     print(f"Written: {path}")
+    if record.error:
+        raise RunError(f"The run has finished, but its model is not saved. {record.error}")
     return _code(record)
 
 
@@ -44,7 +49,14 @@ def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
     file = run_dir / "train.json"
     if not file.is_file():
         return None
-    record = TrialRecord.from_json(read_json(file))
+    try:
+        record = TrialRecord.from_json(read_json(file))
+    except RunError as error:
+        if not (run_dir / CHECKPOINT).is_file():
+            raise RunError(f"{file} is damaged: {error} Delete it, or give resume=never to start over.") from None
+        return None  # the checkpoint knows the run, and the record is written again
+    if record.error:
+        return None
     changed = [name for name in TRIAL_SECTIONS if record.config.get(name) != trial[name]]
     if changed:
         raise ConfigError(
@@ -70,7 +82,7 @@ def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger
             trial,
             metrics,
             progress=lambda done, _: bar.update(task, completed=done),
-            checkpoint=run_dir / "checkpoint.pt",
+            checkpoint=run_dir / CHECKPOINT,
             resume=resume,
         )
     logger.finish({"status": record.status, "train_loss": record.train_loss, "val_loss": record.val_loss})
