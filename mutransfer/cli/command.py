@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mutransfer.sweep.compose import Composer, flat_keys
@@ -21,12 +21,25 @@ def train_command(flat: Mapping[str, Any]) -> str:
     >>> train_command({"model.name": "gpt", "model.width": 1024, "parameterization.name": "mup"})
     'mutransfer train model=gpt parameterization=mup model.width=1024'
     """
-    composer = Composer("train")
+    return _command("train", flat, [])
+
+
+def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) -> str:
+    """`mutransfer sweep ...` for the trials that differ from a flat trial config in the grid's overrides only.
+
+    >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/my gpt")
+    "mutransfer sweep model=gpt parameterization=mup seed=0,1 'run_dir='\\"'\\"'runs/my gpt'\\"'\\"''"
+    """
+    return _command("sweep", flat, [*grid, f"run_dir={_literal(run_dir)}"])
+
+
+def _command(verb: str, flat: Mapping[str, Any], more: Sequence[str]) -> str:
+    composer = Composer(verb)
     choices = _choices(composer, flat)
     said = composer.config(choices)
     known = {key: _at(said, key) for key in flat_keys(said)}
     changed = [f"{key}={_literal(value)}" for key, value in flat.items() if known.get(key, ...) != value]
-    return " ".join(["mutransfer train", *(shlex.quote(word) for word in [*choices, *changed])])
+    return " ".join(["mutransfer", verb, *(shlex.quote(word) for word in [*choices, *changed, *more])])
 
 
 def _choices(composer: Composer, flat: Mapping[str, Any]) -> list[str]:

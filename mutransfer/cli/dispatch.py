@@ -79,5 +79,7 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
 
 def _complain(sentence: str) -> int:
-    print(f"mutransfer: {sentence}", file=sys.stderr)
+    from mutransfer.cli.output import printable
+
+    print(f"mutransfer: {printable(sentence)}", file=sys.stderr)
     return BAD_INPUT

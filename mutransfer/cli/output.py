@@ -13,3 +13,12 @@ def print_config(config: Any) -> int:
     """`--cfg`: the resolved config as JSON, and nothing else."""
     print(json.dumps(jsonable(config), indent=1))
     return DONE
+
+
+def printable(text: object) -> str:
+    """A text that may hold strings of others, without what a terminal would obey: escapes and control characters.
+
+    >>> printable("mup" + chr(27) + "[2J")
+    'mup?[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))

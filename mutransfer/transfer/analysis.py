@@ -15,8 +15,8 @@ from mutransfer.records import TrialRecord
 from mutransfer.transfer.axis import find_axis
 from mutransfer.transfer.curves import Curve, curves_of
 from mutransfer.transfer.fit import fit
-from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, select, swept_hyperparameters
-from mutransfer.transfer.result import TransferReport
+from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, Selection, as_records, select, swept
+from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
 from mutransfer.transfer.summary import is_control, summarize
 from mutransfer.transfer.verdict import worst
 
@@ -73,7 +73,7 @@ def analyze(
         x=x,
         level=level,
         seeds=tuple(sorted({point.seed for point in points})),
-        notes=tuple(notes),
+        notes=(*notes, *_gap_notes(analyzed.values())),
     )
 
 
@@ -86,29 +86,31 @@ def analyze_records(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> TransferReport:
-    """`analyze` for the learning rate and, beside it, for every hyperparameter of muP's own that was swept."""
-    given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
-    selection = select(given, axis)
+    """`analyze` for the learning rate and, beside it, for every hyperparameter of muP's own that was swept.
+
+    Where fewer than three learning rates were tried, the verdict is about the hyperparameter of most values.
+    """
+    given = as_records(records)
     alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
-    report = alike(selection.points, subject=subject)
-    others = {}
-    for key in swept_hyperparameters(given):
-        swept = select(given, axis, key)
-        if kept := _complete(swept.points):
-            found = alike(kept, x=key)
-            others[key] = _with(found, swept.notes, swept.settings)
-    return _with(report, selection.notes, selection.settings, others)
+    first, *others = swept(given)
+    selection = select(given, axis, first)
+    report = _with(alike(selection.points, x=first, subject=subject), selection)
+    beside = {}
+    for key in others:
+        selection = select(given, axis, key)
+        if kept := _complete(selection.points):
+            beside[key] = _with(alike(kept, x=key), selection)
+    return dataclasses.replace(report, hyperparameters=beside)
 
 
-def _with(
-    report: TransferReport,
-    notes: Sequence[str],
-    settings: Mapping[str, Mapping[str, Any]],
-    hyperparameters: Mapping[str, TransferReport] | None = None,
-) -> TransferReport:
+def _with(report: TransferReport, selection: Selection) -> TransferReport:
     """The report with what the selection of its points has to say."""
-    notes = (*notes, *report.notes)
-    return dataclasses.replace(report, notes=notes, settings=settings, hyperparameters=hyperparameters or {})
+    return dataclasses.replace(
+        report,
+        notes=(*selection.notes, *report.notes),
+        settings=selection.settings,
+        followers=selection.followers,
+    )
 
 
 def _validate(points: Sequence[Point], level: float, draws: int) -> None:
@@ -179,6 +181,11 @@ def _seed_notes(name: str, curves: Sequence[Curve]) -> list[str]:
     return [
         f"{name}: seeds differ between values at size {loose}, so their spread counts in full and intervals are wider."
     ]
+
+
+def _gap_notes(analyzed: Iterable[ParameterizationTransfer]) -> list[str]:
+    """Where a loss gap's interval is of another kind than the others, or is missing."""
+    return [f"{one.name}: loss gap: {one.loss_gap.reason}." for one in analyzed if one.loss_gap.reason]
 
 
 def _complete(points: Sequence[Point]) -> list[Point]:

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mutransfer.transfer.points import Point
 from mutransfer.transfer.valley import Array, Valley
 
+Bound = Literal["", "<=", ">="]
 CLIFF = 0.5
 """Octaves: an optimum next to divergence counts as bracketed when the gap is no wider."""
 
@@ -22,7 +24,7 @@ class Curve:
     """Losses over log2 of the value at one size.
 
     Attributes:
-        x: log2 of every value tried, sorted.
+        values: every value tried, sorted; `x` is their log2.
         seeds: sorted.
         losses: (seed, value); nan where not run, inf where diverged.
         paired: whether the seeds can be compared across values.
@@ -30,6 +32,7 @@ class Curve:
     """
 
     size: float
+    values: tuple[float, ...]
     x: Array
     seeds: tuple[int, ...]
     losses: Array
@@ -48,7 +51,7 @@ class Curve:
         paired = _connected(np.isfinite(losses[:, finite]))
         mean = np.full(len(values), math.inf)
         mean[finite] = _mean(losses[:, finite], paired)
-        return cls(size, np.log2(values), tuple(seeds), losses, paired, mean)
+        return cls(size, tuple(values), np.log2(values), tuple(seeds), losses, paired, mean)
 
     @functools.cached_property
     def usable(self) -> NDArray[np.bool_]:
@@ -72,16 +75,21 @@ class Curve:
     def interior(self) -> bool:
         return not self.missing()
 
+    @property
+    def bound(self) -> Bound:
+        """Where the lowest mean lies at an end of the grid, the optimum is only known to lie there or beyond."""
+        return {0: "<=", len(self.x) - 1: ">="}.get(self.lowest, "")  # type: ignore[return-value]
+
     def missing(self) -> tuple[float, ...]:
         """The values to add so that the optimum lies between tried ones; empty when it does."""
-        at, step, last = self.lowest, self.spacing, len(self.x) - 1
-        if at == 0:
-            return _powers(self.x[0] - 2 * step, self.x[0] - step)
-        if at == last:
-            return _powers(self.x[-1] + step, self.x[-1] + 2 * step)
+        at, step = self.lowest, self.spacing
+        if self.bound == "<=":
+            return powers(self.x[0] - 2 * step, self.x[0] - step)
+        if self.bound == ">=":
+            return powers(self.x[-1] + step, self.x[-1] + 2 * step)
         gap = self.x[at + 1] - self.x[at]
         if np.isinf(self.mean[at + 1]) and gap > CLIFF + 1e-9:
-            return _powers(self.x[at] + gap / 2)
+            return powers(self.x[at] + gap / 2)
         return ()
 
     def counts(self) -> Array:
@@ -90,8 +98,9 @@ class Curve:
         return n
 
 
-def _powers(*log2: float) -> tuple[float, ...]:
-    return tuple(float(2.0**at) for at in log2)
+def powers(*log2: float) -> tuple[float, ...]:
+    """Values to try: exact powers of two, and four digits between them."""
+    return tuple(2.0 ** round(at) if abs(at - round(at)) < 1e-9 else float(f"{2.0**at:.4g}") for at in log2)
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,16 @@ def residuals(curve: Curve) -> Residuals:
     octaves = np.broadcast_to(np.rint(x - x[lowest]).astype(np.intp), left.shape)
     known = np.isfinite(left) & (seen > 1)
     return Residuals(left[known], octaves[known], freedom)
+
+
+def seed_effects(curve: Curve) -> Array:
+    """How far each seed lies from the mean of all, relative to the loss; empty where that is part of the residuals."""
+    if not curve.paired:
+        return np.zeros(0)
+    y = curve.losses[:, curve.usable]
+    effects = _seed_effects(y, curve.paired)[0]
+    relative: Array = effects[np.isfinite(effects)] / np.nanmean(y)
+    return relative
 
 
 def _seed_effects(y: Array, paired: bool) -> tuple[Array, int, float]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mutransfer.transfer.axis import find_axis
-from mutransfer.transfer.result import TransferReport
+from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Trials to add: every combination of these sizes, values and seeds."""
+
+    parameterization: str
+    sizes: tuple[float, ...]
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def grid(self, report: TransferReport) -> dict[str, Sequence[float]]:
+        """Config key -> its values."""
+        return {find_axis(report.axis).key: self.sizes, report.x: self.values, "seed": self.seeds}
 
 
 def missing_values(report: TransferReport) -> dict[str, Mapping[float, tuple[float, ...]]]:
@@ -14,29 +30,52 @@ def missing_values(report: TransferReport) -> dict[str, Mapping[float, tuple[flo
     return {name: one.missing for name, one in report.parameterizations.items() if one.missing}
 
 
+def extensions(report: TransferReport) -> list[Extension]:
+    """Values where an optimum is not between tried ones; seeds where noise alone leaves a subject undecided."""
+    found = [part for name, one in report.parameterizations.items() for part in _lacking(name, one, report)]
+    merged: dict[str, Extension] = {}
+    for part in found:
+        followers = report.followers.get(part.parameterization, {}).get(part.sizes[0], {})
+        alike = json.dumps([part.parameterization, part.values, part.seeds, followers], default=str)
+        known = merged.setdefault(alike, replace(part, sizes=()))
+        merged[alike] = replace(known, sizes=(*known.sizes, *part.sizes))
+    return list(merged.values())
+
+
+def _lacking(name: str, one: ParameterizationTransfer, report: TransferReport) -> Iterator[Extension]:
+    if one.missing:
+        for size, values in one.missing.items():
+            yield Extension(name, (size,), values, tuple(one.curves[size].losses))
+    elif name in report.subject and one.verdict == "undecided":
+        for size, curve in one.curves.items():
+            converged = tuple(
+                lr for lr, mean in zip(curve.lrs, curve.mean, strict=True) if mean is not None and math.isfinite(mean)
+            )
+            first = max(curve.losses) + 1
+            yield Extension(name, (size,), converged, tuple(range(first, first + len(curve.losses))))
+
+
 def extension_overrides(report: TransferReport) -> list[str]:
-    """One override per parameterization and size, for `mutransfer sweep`, that extends the grid where it must.
+    """What to add to the sweep, as the overrides that change: `mutransfer sweep` needs its other ones too.
 
     >>> from mutransfer.transfer import Point, analyze
     >>> points = [Point("sp", n, 2.0**k, s, 2 + (k + 9) ** 2) for n in (32, 64) for k in range(-9, -4) for s in (0, 1)]
-    >>> extension_overrides(analyze(points))[0]
-    'parameterization=sp model.width=32 optimizer.lr=2**-11,2**-10'
+    >>> extension_overrides(analyze(points))
+    ['parameterization=sp model.width=32,64 optimizer.lr=2**-11,2**-10 seed=0,1']
     """
-    key = find_axis(report.axis).key
     return [
-        f"parameterization={name} {key}={size:g} {report.x}={value_list(values)}"
-        for name, missing in missing_values(report).items()
-        for size, values in missing.items()
+        " ".join([f"parameterization={part.parameterization}", *grid_overrides(part.grid(report))])
+        for part in extensions(report)
     ]
 
 
-def value_list(values: Iterable[float]) -> str:
-    return ",".join(map(exact, values))
+def grid_overrides(grid: Mapping[str, Iterable[float]]) -> list[str]:
+    return [f"{key}={','.join(map(exact, values))}" for key, values in grid.items()]
 
 
 def exact(value: float) -> str:
-    """As an override: a power of two as one, anything else in four digits."""
-    exponent = math.log2(value)
-    if abs(exponent - round(exponent)) < 1e-9 and not 0 <= exponent <= 10:
-        return f"2**{round(exponent)}"
-    return f"{value:.4g}"
+    """As an override that is read back as this very number: a power of two as one."""
+    if float(value).is_integer():
+        return str(int(value))
+    mantissa, exponent = math.frexp(value)
+    return f"2**{exponent - 1}" if mantissa == 0.5 else repr(float(value))

@@ -45,11 +45,13 @@ class Selection:
 
     Attributes:
         settings: parameterization -> the flat config that all its points share.
+        followers: parameterization -> size -> fields of the model that followed the size.
         notes: what was left out or chosen, for the reader.
     """
 
     points: tuple[Point, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    followers: Mapping[str, Mapping[float, Mapping[str, Any]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -59,6 +61,8 @@ class _Trial:
     setting: str
     """All that is not on an axis, as JSON."""
     at_base: bool
+    followers: Mapping[str, Any] = field(default_factory=dict)
+    """Taken out of the setting, since they follow the size."""
 
 
 def points_from_records(
@@ -77,9 +81,19 @@ def points_from_records(
     return list(select(records, axis, x).points)
 
 
+def as_records(records: Iterable[TrialRecord | Mapping[str, Any]]) -> list[TrialRecord]:
+    """Raises RunError where one is damaged, naming it."""
+    given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
+    for record in given:
+        mappings = isinstance(record.config, Mapping) and isinstance(record.environment, Mapping)
+        if not (mappings and isinstance(record.cpu_seconds, int | float)):
+            raise RunError(f"The record of trial {record.key!s:.12} is damaged: its config, environment or cost is.")
+    return given
+
+
 def select(records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "width", x: str = LR) -> Selection:
     """`points_from_records` with the settings held fixed and the notes."""
-    given = [r if isinstance(r, TrialRecord) else TrialRecord.from_json(r) for r in records]
+    given = as_records(records)
     _same_data(given)
     finished = [record for record in given if record.status != "failed"]
     if not finished:
@@ -95,16 +109,24 @@ def select(records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "widt
             chosen[text].append(name)
     notes += [f"{', '.join(names)}: {text}" for text, names in chosen.items()]
     settings = {trial.point.parameterization: json.loads(trial.setting) for trial in kept}
-    return Selection(tuple(trial.point for trial in kept), settings, tuple(notes))
+    followers: dict[str, dict[float, Mapping[str, Any]]] = defaultdict(dict)
+    for trial in kept:
+        followers[trial.point.parameterization][trial.point.size] = trial.followers
+    return Selection(tuple(trial.point for trial in kept), settings, followers, tuple(notes))
 
 
-def swept_hyperparameters(records: Iterable[TrialRecord]) -> list[str]:
-    """The keys of muP's own hyperparameters that take at least three values."""
-    values: dict[str, set[Any]] = defaultdict(set)
+def swept(records: Iterable[TrialRecord]) -> list[str]:
+    """The keys that take at least three values, of the learning rate and muP's own hyperparameters; most values first.
+
+    The learning rate leads wherever it is one of them; it alone is returned where none is.
+    """
+    values: dict[str, set[str]] = {LR: set()}
     for record in records:
-        for key, value in flatten({"hp": record.config.get("hp", {})}).items():
-            values[key].add(value)
-    return [key for key, seen in values.items() if len(seen) >= MIN_VALUES]
+        for key, value in flatten(record.config).items():
+            if key == LR or key.startswith("hp."):
+                values.setdefault(key, set()).add(str(value))
+    enough = [key for key, seen in values.items() if len(seen) >= MIN_VALUES]
+    return sorted(enough, key=lambda key: (key != LR, -len(values[key]))) or [LR]
 
 
 def _trial(record: TrialRecord, axis: Axis, x: str) -> _Trial:
@@ -116,8 +138,13 @@ def _trial(record: TrialRecord, axis: Axis, x: str) -> _Trial:
         )
     at_base = flat.get("base") == flat.get("model.width") is not None
     loss = record.val_loss if record.status == "done" and record.val_loss is not None else math.inf
-    name, size, value = str(flat["parameterization.name"]), float(flat.pop(axis.key)), float(flat.pop(x))
-    point = Point(name, size, value, int(flat.pop("seed", 0)), loss)
+    name = str(flat["parameterization.name"])
+    try:
+        point = Point(name, float(flat.pop(axis.key)), float(flat.pop(x)), int(flat.pop("seed", 0)), float(loss))
+    except (TypeError, ValueError):
+        raise RunError(
+            f"The record of trial {record.key[:12]} is damaged: its {axis.key}, {x}, seed and loss are not all numbers."
+        ) from None
     return _Trial(point, json.dumps(flat, sort_keys=True), at_base and _is_relative(name))
 
 
@@ -146,8 +173,8 @@ def _table_of(trial: _Trial) -> tuple[tuple[str, Any], ...]:
 
 def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
     groups: dict[str, list[_Trial]] = defaultdict(list)
-    for trial, setting in zip(trials, _without_followers(trials), strict=True):
-        groups[setting].append(replace(trial, setting=setting))
+    for trial in _without_followers(trials):
+        groups[trial.setting].append(trial)
     chosen = max(groups, key=lambda setting: _rank(groups[setting]))
     varying = _difference(list(groups))
     if not varying:
@@ -167,13 +194,20 @@ def _rank(trials: Sequence[_Trial]) -> tuple[int, float, int]:
     return covered, -min(t.point.loss for t in trials if t.point.size == smallest), len(trials)
 
 
-def _without_followers(trials: Sequence[_Trial]) -> list[str]:
-    """The settings without fields of the model that merely follow its size, such as the number of heads."""
+def _without_followers(trials: Sequence[_Trial]) -> list[_Trial]:
+    """Fields of the model that merely follow its size, such as the number of heads, taken out of the settings."""
     flats = [json.loads(trial.setting) for trial in trials]
     followers = [
         k for k in _difference([t.setting for t in trials]) if k.startswith("model.") and _follows(k, trials, flats)
     ]
-    return [json.dumps({k: v for k, v in flat.items() if k not in followers}, sort_keys=True) for flat in flats]
+    return [
+        replace(
+            trial,
+            setting=json.dumps({k: v for k, v in flat.items() if k not in followers}, sort_keys=True),
+            followers={k: flat[k] for k in followers if k in flat},
+        )
+        for trial, flat in zip(trials, flats, strict=True)
+    ]
 
 
 def _follows(key: str, trials: Sequence[_Trial], flats: Sequence[Mapping[str, Any]]) -> bool:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from mutransfer.transfer.bootstrap import Interval
-from mutransfer.transfer.grid import extension_overrides
 from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
 
 HEADER = ("parameterization", "verdict", "best per size", "drift", "regret", "loss gap")
@@ -36,7 +35,7 @@ def below(report: TransferReport) -> list[str]:
     """Reasons, notes and what to add, one sentence a line."""
     why = [f"  {one.name}: {reason}." for one in report.parameterizations.values() for reason in one.reasons]
     notes = [f"  {note}" for note in report.notes]
-    add = [f"  Add: mutransfer sweep {override}" for override in extension_overrides(report)]
+    add = [f"  Add: {line}" for line in report.extend]
     return ["", *why, *notes, *add] if why or notes or add else []
 
 
@@ -48,7 +47,7 @@ def _title(report: TransferReport) -> str:
 
 
 def _row(one: ParameterizationTransfer, x: str) -> tuple[str, ...]:
-    best = ", ".join(f"{b.size:g}: {_value(b.lr.value, x)}" for b in one.optimum)
+    best = ", ".join(f"{b.size:g}: {b.bound}{_value(b.lr.value, x)}" for b in one.optimum)
     name = f"{one.name} (control)" if one.is_control else one.name
     return (name, one.verdict, best, number(one.drift, ".2f"), number(one.regret, ".2%"), number(one.loss_gap, ".2%"))
 

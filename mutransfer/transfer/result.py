@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mutransfer.records import jsonable
 from mutransfer.transfer.bootstrap import Interval
+from mutransfer.transfer.curves import Bound
 
 Verdict = Literal["transfers", "does not transfer", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = {"transfers": 0, "does not transfer": 1, "undecided": 3}
@@ -25,6 +26,7 @@ class Optimum:
         curvature: relative loss lost by missing the best value by one octave.
         residual: octaves above the straight line through all sizes' optima.
         missing: values to add so that the optimum lies between tried ones; empty when it does.
+        bound: "<=" or ">=" where it lies at an end of the tried values: there or beyond; else empty.
     """
 
     size: float
@@ -34,10 +36,19 @@ class Optimum:
     curvature: Interval
     residual: float
     missing: tuple[float, ...] = ()
+    bound: Bound = ""
 
     def to_json(self) -> dict[str, Any]:
         parts = {"log2": self.log2.to_json(), "loss": self.loss, "residual": self.residual}
-        return self.lr.to_json() | parts | {"interior": not self.missing, "missing": list(self.missing)}
+        return (
+            self.lr.to_json()
+            | parts
+            | {
+                "interior": not self.missing,
+                "missing": list(self.missing),
+                "bound": self.bound,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ class TransferReport:
         axis: the direction of growth; `x` the hyperparameter on the x axis.
         level: of every interval.
         settings: parameterization -> what was held fixed, flat.
+        followers: parameterization -> size -> fields of the model that followed the size, such as its number of heads.
         hyperparameters: the same analysis with muP's own hyperparameters on the x axis.
+        commands: whole lines that run what is missing, where the sweep's config is known.
     """
 
     verdict: Verdict
@@ -119,7 +132,16 @@ class TransferReport:
     seeds: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    followers: Mapping[str, Mapping[float, Mapping[str, Any]]] = field(default_factory=dict)
     hyperparameters: Mapping[str, TransferReport] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+
+    @property
+    def extend(self) -> list[str]:
+        """What to run next: the commands, or else the overrides of the sweep that change."""
+        from mutransfer.transfer.grid import extension_overrides
+
+        return list(self.commands) or [f"mutransfer sweep ... {line}" for line in extension_overrides(self)]
 
     @property
     def exit_code(self) -> int:
@@ -130,8 +152,6 @@ class TransferReport:
 
     def to_json(self) -> dict[str, Any]:
         """The content of transfer.json."""
-        from mutransfer.transfer.grid import extension_overrides
-
         body = {
             "verdict": self.verdict,
             "subject": self.subject[0] if len(self.subject) == 1 else list(self.subject),
@@ -141,7 +161,7 @@ class TransferReport:
             "seeds": list(self.seeds),
             "thresholds": {"drift": MAX_DRIFT, "regret": MAX_REGRET},
             "parameterizations": {name: one.to_json() for name, one in self.parameterizations.items()},
-            "extend": extension_overrides(self),
+            "extend": self.extend,
             "notes": list(self.notes),
             "settings": self.settings,
             "hyperparameters": {key: report.to_json() for key, report in self.hyperparameters.items()},

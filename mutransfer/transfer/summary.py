@@ -9,8 +9,8 @@ import numpy as np
 
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.transfer import asymptote
-from mutransfer.transfer.bootstrap import Interval, interval
-from mutransfer.transfer.curves import Curve
+from mutransfer.transfer.bootstrap import Interval, interval, student
+from mutransfer.transfer.curves import Curve, powers, seed_effects
 from mutransfer.transfer.fit import Bottoms, Fit
 from mutransfer.transfer.result import Measured, Optimum, ParameterizationTransfer
 from mutransfer.transfer.valley import Array
@@ -97,6 +97,7 @@ def _optimum(fit: Fit, index: int, level: float) -> Optimum:
         curvature=_of(fit, float(fit.measured.curvature[index]), bends, level),
         residual=float(position[index] - line[index]),
         missing=curve.missing(),
+        bound=curve.bound,
     )
 
 
@@ -125,10 +126,7 @@ def _gap(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
     if name not in there:
         return Interval(None, reason=f"not swept at the largest size, {largest:g}")
     best = min(there, key=lambda other: float(there[other].measured.loss[-1]))
-    value, draws = _against(there[name], there[best], lambda bottoms: bottoms.loss[..., -1])
-    if there[name].curves[-1].seeds != there[best].curves[-1].seeds:
-        return Interval(value, reason=f"seeds are not those of {best}, so their spread does not cancel")
-    return Interval(0.0, 0.0, 0.0) if name == best else _of(fits[name], value, draws, level)
+    return _against(there[name], best, there[best], lambda bottoms: bottoms.loss[..., -1], level)
 
 
 def _penalty(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
@@ -137,16 +135,34 @@ def _penalty(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
         return Interval(None, reason=f"{len(sizes)} sizes; a limit needs at least {asymptote.MIN_SIZES}")
     long = {other: fit for other, fit in fits.items() if np.array_equal(fit.sizes, sizes)}
     best = min(long, key=lambda other: float(asymptote.limit(sizes, long[other].measured.loss)))
-    value, draws = _against(fits[name], long[best], lambda bottoms: asymptote.limit(sizes, bottoms.loss))
-    return Interval(0.0, 0.0, 0.0) if name == best else _of(fits[name], value, draws, level)
+    return _against(fits[name], best, long[best], lambda bottoms: asymptote.limit(sizes, bottoms.loss), level)
 
 
-def _against(fit: Fit, best: Fit, pick: Callable[[Bottoms], Array]) -> tuple[float, Array | None]:
-    """A number of one fit, relative to the other's: as measured and in every resampled sweep."""
+def _against(fit: Fit, name: str, best: Fit, pick: Callable[[Bottoms], Array], level: float) -> Interval:
+    """A number of one fit, relative to that of the best one, which bears this name."""
+    if fit is best:
+        return Interval(0.0, 0.0, 0.0)
     value = float(pick(fit.measured) / pick(best.measured) - 1)
     if fit.resampled is None or best.resampled is None:
-        return value, None
-    return value, pick(fit.resampled) / pick(best.resampled) - 1
+        return Interval(value, reason=ONE_SEED)
+    ratio = pick(fit.resampled) / pick(best.resampled)
+    if fit.curves[-1].seeds == best.curves[-1].seeds:
+        return interval(value, ratio - 1, level)
+    reason = f"the seeds are not those of {name}, so their spread is part of the interval"
+    return interval(value, ratio * _unpaired(fit, best, len(ratio), level) - 1, level, reason)
+
+
+def _unpaired(fit: Fit, best: Fit, draws: int, level: float) -> Array:
+    """What two means over different seeds scatter by, as a factor: paired seeds would cancel it."""
+    effects = [[seed_effects(curve) for curve in one.curves] for one in (fit, best)]
+    freedom = sum(max((len(e) - 1 for e in of_fit), default=0) for of_fit in effects)  # a seed is one draw at all sizes
+    every = [e for of_fit in effects for e in of_fit if len(e) > 1]
+    if not every or freedom < 1:
+        return np.ones(draws)
+    spread = math.sqrt(sum(float(e @ e) for e in every) / sum(len(e) - 1 for e in every))
+    means = math.sqrt(sum(1 / len(of_fit[-1]) for of_fit in effects if len(of_fit[-1])))
+    scatter: Array = np.random.default_rng(0).standard_normal(draws) * spread * means * student(level, freedom)
+    return 1 + scatter
 
 
 def _missing(fit: Fit) -> dict[float, tuple[float, ...]]:
@@ -161,7 +177,7 @@ def _unbracketed(fit: Fit) -> tuple[float, ...]:
     goal, curve = float(fit.measured.position[0]), fit.curves[-1]
     end, step = (curve.x[-1], curve.spacing) if goal > curve.x[-1] else (curve.x[0], -curve.spacing)
     count = math.ceil((goal - end) / step)
-    return tuple(sorted(float(2.0 ** (end + step * k)) for k in range(1, count + 1)))
+    return tuple(sorted(powers(*(float(end + step * k) for k in range(1, count + 1)))))
 
 
 def _measured(curve: Curve) -> Measured:
@@ -169,4 +185,4 @@ def _measured(curve: Curve) -> Measured:
         seed: tuple(None if math.isnan(v) else float(v) for v in row)
         for seed, row in zip(curve.seeds, curve.losses, strict=True)
     }
-    return Measured(tuple(float(v) for v in 2.0**curve.x), tuple(float(v) for v in curve.mean), rows)
+    return Measured(curve.values, tuple(float(v) for v in curve.mean), rows)

@@ -12,7 +12,7 @@ import numpy as np
 from mutransfer.errors import ConfigError, MutransferError, nearest
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.rules.optimizers import OPTIMIZERS
-from mutransfer.rules.table import Parameterization, Role
+from mutransfer.rules.table import Role
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.transfer.analysis import DRAWS, LEVEL, analyze_records
 from mutransfer.transfer.axis import AXES, Axis, find_axis
@@ -23,24 +23,9 @@ from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, select
 from mutransfer.transfer.result import TransferReport
 from mutransfer.transfer.summary import ONE_SEED
+from mutransfer.transfer.values import TOGETHER, RoleValues, TransferredValue, role_values
 
 _DEFAULTS = {"parameterization.form": "auto", "parameterization.init": "rescale", "parameterization.scale": "heads"}
-
-
-@dataclass(frozen=True)
-class TransferredValue:
-    """One hyperparameter at the target.
-
-    Attributes:
-        key: the config key.
-        rule: what the table does to it on the way to the target.
-        source: where the number comes from.
-    """
-
-    key: str
-    value: float
-    rule: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class TargetHyperparameters:
 
     Attributes:
         values: those to set.
-        roles: what they make of each role's learning rate there; nothing to set.
+        roles: what they make of each role's learning rate, multiplier and init there; nothing to set.
         override: to paste behind `mutransfer train`, after the proxy's other settings.
         command: the whole line.
         cautions: what speaks against trusting it; empty when nothing does.
@@ -58,7 +43,7 @@ class TargetHyperparameters:
     parameterization: str
     target: Mapping[str, float]
     values: tuple[TransferredValue, ...]
-    roles: tuple[TransferredValue, ...]
+    roles: tuple[RoleValues, ...]
     override: str
     command: str
     cautions: tuple[str, ...] = ()
@@ -71,7 +56,8 @@ class TargetHyperparameters:
         return content
 
     def __str__(self) -> str:
-        lines = [f"  {one.key} = {one.value:.4g}   {one.rule}; {one.source}" for one in (*self.values, *self.roles)]
+        lines = [f"  {one}" for one in (*self.values, *self.roles)]
+        lines += [f"  ({TOGETHER}.)"] if self.roles else []
         cautions = [f"  Caution: {text}." for text in self.cautions]
         return "\n".join([self.command, *lines, *cautions])
 
@@ -80,7 +66,8 @@ class TargetHyperparameters:
 class _Proxy:
     name: str
     size: float
-    lr: Interval
+    x: str
+    best: Interval
     settings: Mapping[str, Any]
     cautions: tuple[str, ...]
     swept: Mapping[str, Interval]
@@ -152,7 +139,7 @@ def _from_report(report: TransferReport, name: str | None) -> _Proxy:
         k: other[name].optimum[-1].lr for k, other in report.hyperparameters.items() if name in other.parameterizations
     }
     best = one.optimum[-1]
-    return _Proxy(name, best.size, best.lr, settings, tuple(cautions), swept, find_axis(report.axis))
+    return _Proxy(name, best.size, report.x, best.lr, settings, tuple(cautions), swept, find_axis(report.axis))
 
 
 def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None) -> _Proxy:
@@ -175,7 +162,7 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
     cautions = ["one proxy size only: that the optimum stays is taken from the table, not measured"]
     if whole[0].missing():
         cautions.append("the best lr is not between tried ones; extend the proxy's grid")
-    return _Proxy(chosen, whole[0].size, lr, selection.settings[chosen], tuple(cautions), {}, find_axis("width"))
+    return _Proxy(chosen, whole[0].size, LR, lr, selection.settings[chosen], tuple(cautions), {}, find_axis("width"))
 
 
 def _is_control(name: str) -> bool:
@@ -195,45 +182,43 @@ def _only_ruled(proxy: _Proxy, sizes: Mapping[str, float]) -> None:
 
 
 def _lr(proxy: _Proxy) -> TransferredValue:
-    if proxy.lr.value is None:
-        raise MutransferError(f"{proxy.name} has no measured optimum: {proxy.lr.reason}.")
-    spread = "" if proxy.lr.low is None else f" [{proxy.lr.low:.3g}, {proxy.lr.high:.3g}]"
     rule = "stays; the table scales it role by role"
-    return TransferredValue(LR, proxy.lr.value, rule, f"best at {proxy.axis.name} {proxy.size:g}{spread}")
+    if proxy.x != LR:
+        return TransferredValue(LR, float(proxy.settings[LR]), rule, f"held in the sweep of {proxy.x}")
+    return _best(proxy, rule)
+
+
+def _best(proxy: _Proxy, rule: str) -> TransferredValue:
+    best = proxy.best
+    if best.value is None:
+        raise MutransferError(f"{proxy.name} has no measured optimum: {best.reason}.")
+    spread = "" if best.low is None else f" [{best.low:.3g}, {best.high:.3g}]"
+    return TransferredValue(proxy.x, best.value, rule, f"best at {proxy.axis.name} {proxy.size:g}{spread}")
 
 
 def _own(proxy: _Proxy) -> list[TransferredValue]:
     """muP's own hyperparameters that are not 1, or were swept."""
+    tuned = [] if proxy.x == LR else [_best(proxy, "stays")]
     own = {key: float(value) for key, value in proxy.settings.items() if key.startswith("hp.")}
     kept = {key: value for key, value in own.items() if value != 1 or key in proxy.swept}
-    return [TransferredValue(key, value, "stays", _own_source(proxy.swept.get(key))) for key, value in kept.items()]
+    held = [TransferredValue(key, value, "stays", _own_source(proxy.swept.get(key))) for key, value in kept.items()]
+    return [*tuned, *held]
 
 
 def _own_source(swept: Interval | None) -> str:
     if swept is None or swept.value is None:
-        return "held in the learning rate's sweep"
-    return f"held in the learning rate's sweep; its own sweep is lowest at {swept.value:.3g}"
+        return "held in the sweep"
+    return f"held in the sweep; its own sweep is lowest at {swept.value:.3g}"
 
 
-def _roles(
-    proxy: _Proxy, sizes: Mapping[str, float], values: Sequence[TransferredValue]
-) -> tuple[TransferredValue, ...]:
+def _roles(proxy: _Proxy, sizes: Mapping[str, float], values: Sequence[TransferredValue]) -> tuple[RoleValues, ...]:
     table, base = PARAMETERIZATIONS.get(proxy.name), proxy.settings.get("base")
     optimizer = OPTIMIZERS.get(str(proxy.settings.get("optimizer.name")))
     if table is None or base is None or optimizer is None or "width" not in sizes:
         return ()
     given = {one.key: one.value for one in values}
     ratio = sizes["width"] / float(base)
-    return tuple(_role(table, role, table.rule(role, optimizer).lr, ratio, given) for role in Role)
-
-
-def _role(
-    table: Parameterization, role: Role, factor: Any, ratio: float, given: Mapping[str, float]
-) -> TransferredValue:
-    own = given.get(f"hp.lr.{role}", 1.0)
-    value = given[LR] * own * factor.at(m_in=ratio, m_out=ratio)
-    times = f"{LR}" + (f" * hp.lr.{role}" if own != 1 else "")
-    return TransferredValue(f"lr of {role}", value, f"{times} * ({factor}) at m = {ratio:g}", table.source)
+    return tuple(role_values(table, role, optimizer, ratio, given) for role in Role)
 
 
 def _override_parts(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:

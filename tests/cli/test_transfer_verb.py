@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from mutransfer.cli import main
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.compose import Composer
+from mutransfer.sweep.key import Point
 from mutransfer.sweep.points import expand
 from mutransfer.sweep.store import FILE_NAME, Store
 
@@ -26,18 +29,23 @@ DRIFT = {"mup": 0.0, "sp": -1.0}
 
 def plant(run_dir: Path, *overrides: str) -> None:
     """A finished sweep whose best lr is 2^-6 at width 32 and moves by DRIFT octaves per doubling."""
-    points = expand(Composer("sweep"), [*GRID, *overrides]).points(lambda config: "corpus")
+    points = points_of([*GRID, *overrides])
     with Store.create(run_dir) as store:
         store.add("planted", points)
         while (claim := store.claim("planted", "me", 60)) is not None:
             store.finish("me", finished(claim.key, claim.config))
 
 
+def points_of(overrides: list[str]) -> list[Point]:
+    return list(expand(Composer("sweep"), overrides).points(lambda config: "corpus"))
+
+
 def finished(key: str, config: dict) -> TrialRecord:
     doublings = math.log2(config["model"]["width"] / 32)
     best = -6.1 + DRIFT[config["parameterization"]["name"]] * doublings
     octaves = math.log2(config["optimizer"]["lr"]) - best
-    loss = 2.5 - 0.1 * doublings + 0.05 * octaves**2 + 0.003 * config["seed"]
+    own = math.log2(config["hp"]["output_mult"]) - 1
+    loss = 2.5 - 0.1 * doublings + 0.05 * (octaves**2 + own**2) + 0.003 * config["seed"]
     environment = {"data_sha256": "corpus"}
     return TrialRecord(key=key, config=config, status="done", val_loss=loss, environment=environment)
 
@@ -78,6 +86,157 @@ def test_what_does_not_transfer_exits_with_1() -> None:
 def test_a_grid_that_is_too_small_is_undecided() -> None:
     plant(Path("run"), "parameterization=sp", "optimizer.lr=2**-7,2**-6,2**-5")
     assert main(["transfer", "run"]) == 3
+
+
+def lines_to_add(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """The words behind `mutransfer sweep` of every printed line, as the shell splits them."""
+    lines = [line.split("Add: ")[1] for line in capsys.readouterr().out.splitlines() if "Add: " in line]
+    words = [shlex.split(line) for line in lines]
+    assert all(line[:2] == ["mutransfer", "sweep"] for line in words)
+    return [line[2:] for line in words]
+
+
+def test_the_line_that_extends_the_grid_goes_on_with_the_same_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pasted, it asks for exactly the trials that the original sweep would have had with two more values."""
+    setting = ["parameterization=sp", "hp.lr.input=8", "train.steps=77", "data.batch_size=4", "optimizer.eps=1e-6"]
+    plant(Path("my run"), *setting, "optimizer.lr=2**-7,2**-6,2**-5")
+    assert main(["transfer", "my run"]) == 3
+    lines = lines_to_add(capsys)
+    pasted = {point.key for words in lines for point in points_of(words)}
+    lower = ["optimizer.lr=2**-9,2**-8", "model.width=64,128"]
+    assert pasted == {point.key for point in points_of([*GRID, *setting, *lower])}
+    assert all(expand(Composer("sweep"), words).settings["run_dir"] == "my run" for words in lines)
+    shown = json.loads(Path("my run/transfer.json").read_text())["extend"]
+    assert [shlex.split(line)[2:] for line in shown] == lines
+
+
+def test_the_line_that_adds_seeds_repeats_the_grid_with_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    lrs = "optimizer.lr=0.005,0.00987654321,0.0123,0.02,0.031"
+    plant(Path("run"), "parameterization=mup", "seed=3", lrs)
+    assert main(["transfer", "run"]) == 3
+    (words,) = lines_to_add(capsys)
+    assert {p.key for p in points_of(words)} == {p.key for p in points_of([*GRID, lrs, "seed=4"])}
+
+
+def test_fields_that_follow_the_width_are_in_the_line_of_each_width(capsys: pytest.CaptureFixture[str]) -> None:
+    grids = [["model.head_dim=null", f"model.width={w}", f"model.n_heads={w // 16}"] for w in (32, 64)]
+    for grid in grids:
+        plant(Path("run"), "parameterization=mup", "seed=0", *grid)
+    assert main(["transfer", "run"]) == 3
+    pasted = {point.key for words in lines_to_add(capsys) for point in points_of(words)}
+    assert pasted == {point.key for grid in grids for point in points_of([*GRID, "seed=1", *grid])}
+
+
+def test_a_sweep_over_mups_own_hyperparameter_has_a_verdict_and_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup", "optimizer.lr=2**-6", "hp.output_mult=1/2,1,2,4,8")
+    assert main(["transfer", "run", "--target", "model.width=256"]) == 0
+    assert "hp.output_mult" in capsys.readouterr().out.splitlines()[0]
+    content = json.loads(Path("run/transfer.json").read_text())
+    assert content["x"] == "hp.output_mult"
+    assert content["parameterizations"]["mup"]["optimum"]["128"]["value"] == pytest.approx(2, rel=0.02)
+    assert main([*shlex.split(content["target"]["command"])[1:], "--cfg"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["hp"]["output_mult"] == pytest.approx(2, rel=0.02)
+    assert config["optimizer"]["lr"] == 2**-6
+
+
+@pytest.mark.parametrize(
+    ("width", "words"), [(33, "widths that can be trained: 32 and 48"), (7, "widths that can be trained: 16")]
+)
+def test_a_target_that_cannot_be_built_is_refused_before_its_line_is_printed(
+    width: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(Path("run"), "parameterization=mup")
+    assert main(["transfer", "run", "--target", f"model.width={width}"]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert "mutransfer train" not in said.out
+
+
+def test_a_sweep_whose_model_cannot_be_built_here_has_its_verdict_and_a_caution(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plant(Path("run"), "parameterization=mup", "data=text", "data.path=gone.txt")
+    assert main(["transfer", "run", "--target", "model.width=256"]) == 0
+    assert "Caution: whether the target can be built was not checked here" in capsys.readouterr().out
+
+
+def test_the_verdict_of_a_directory_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(Path("run"), "parameterization=mup")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    assert main(["transfer", "run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("mup: transfers over width")
+    assert "the report is not written" in said.err
+    assert "No space left on device" in said.err
+    assert said.err.count("\n") == 1
+    assert not {"report.html", "transfer.json"} & {path.name for path in Path("run").iterdir()}
+
+
+def damage(run_dir: Path, change: Callable[[str], object], *, column: str = "run.record") -> None:
+    """Changes one row of the store as another program, or a failing disk, would."""
+    table, name = column.split(".")
+    with sqlite3.connect(run_dir / FILE_NAME) as db:
+        rowid, text = db.execute(f"SELECT rowid, {name} FROM {table} LIMIT 1 OFFSET 3").fetchone()
+        db.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = ?", (change(text), rowid))
+    db.close()
+
+
+def without(section: str, value: object) -> Callable[[str], str]:
+    return lambda text: json.dumps(json.loads(text) | {section: value})
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("run.record", lambda text: text[:40]),
+        ("run.record", lambda text: b"\xff\xfe\x00"),
+        ("run.record", lambda text: 7),
+        ("run.record", lambda text: "null"),
+        ("run.record", lambda text: "[1, 2]"),
+        ("run.record", without("environment", [])),
+        ("run.record", without("cpu_seconds", "many")),
+        ("run.record", without("val_loss", "low")),
+        ("run.record", without("status", "dome")),
+        ("point.config", lambda text: "[]"),
+        ("point.config", lambda text: "{}"),
+        ("point.config", lambda text: text[1:]),
+        ("point.config", without("optimizer", {"lr": "fast"})),
+        ("point.config", without("seed", "x")),
+        ("point.config", without("model", {"width": [1]})),
+        ("point.config", without("hp", {"output_mult": [1]})),
+    ],
+)
+def test_one_damaged_record_gets_one_sentence(
+    column: str, change: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(Path("run"), "parameterization=mup", "seed=0")
+    damage(Path("run"), change, column=column)
+    code = main(["transfer", "run"])
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) in ((2, 1), (3, 0))  # where the damage is a setting of its own, it is left out
+
+
+def test_what_a_foreign_store_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup", "data=text", "data.path=gone.txt")
+    with sqlite3.connect(Path("run") / FILE_NAME) as db:
+        evil = "m\x1b[2J\x07up\u202e"
+        for table, name in (("run", "record"), ("point", "config")):
+            db.execute(f"UPDATE {table} SET {name} = replace({name}, '\"mup\"', ?)", (json.dumps(evil),))
+    db.close()
+    main(["transfer", "run"])
+    main(["transfer", "run", "subject=nobody"])
+    said = capsys.readouterr()
+    assert "m?[2J?up?" in said.out
+    assert "m?[2J?up?" in said.err
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
 
 
 @pytest.mark.parametrize(

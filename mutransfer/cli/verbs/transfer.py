@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mutransfer.cli.arguments import Arguments
-from mutransfer.cli.command import train_command
-from mutransfer.cli.output import print_config
-from mutransfer.errors import ConfigError
+from mutransfer.cli.command import sweep_command, train_command
+from mutransfer.cli.output import print_config, printable
+from mutransfer.cli.targets import check_target
+from mutransfer.errors import ConfigError, MutransferError, RunError
 from mutransfer.records import TrialRecord, read_json
 from mutransfer.sweep.compose import Composer, expand_numbers
 from mutransfer.sweep.store import Store
 from mutransfer.sweep.validate import validate
-from mutransfer.transfer import TransferReport, analyze_records, transfer_hyperparameters
+from mutransfer.transfer import TransferReport, analyze_records, extensions, transfer_hyperparameters
 from mutransfer.transfer.axis import AXES
+from mutransfer.transfer.grid import Extension, grid_overrides
 from mutransfer.transfer.target import TargetHyperparameters
 
 
@@ -27,14 +29,29 @@ def run(composer: Composer, arguments: Arguments) -> int:
     if arguments.show_config:
         return print_config(config)
     run_dir, sizes = _run_dir(arguments.positional), _sizes(arguments.target)
-    with Store.open(run_dir) as store:
-        records = store.records()
+    records = _records(run_dir)
     report = analyze_records(records, subject=config["subject"], level=config["level"])
-    print(report)
+    lines = tuple(_extension_command(report, part, run_dir) for part in extensions(report))
+    report = dataclasses.replace(report, commands=lines)
     target = _target(report, sizes) if sizes else None
-    page = _write(run_dir, report, target, records, _said(arguments))
-    print(f"Written: {page}, {page.with_name('transfer.json')}")
+    print(printable(report if target is None else f"{report}\n\n{target}"))
+    try:
+        page = _write(run_dir, report, target, records, _said(arguments))
+        print(f"Written: {page}, {page.with_name('transfer.json')}")
+    except (RunError, OSError) as error:
+        print(f"mutransfer: the report is not written: {printable(error)}", file=sys.stderr)
     return report.exit_code
+
+
+def _records(run_dir: Path) -> list[TrialRecord]:
+    """Read as from others: nothing is written to their disk, and a damaged record is named as such."""
+    with Store.read_only(run_dir) as store:
+        try:
+            return store.records()
+        except MutransferError as error:
+            raise RunError(f"{store.path}: {error}") from None
+        except (TypeError, ValueError):
+            raise RunError(f"{store.path} holds a trial whose record is damaged: it is not JSON.") from None
 
 
 def _run_dir(words: Sequence[str]) -> Path:
@@ -58,12 +75,20 @@ def _sizes(overrides: Sequence[str]) -> dict[str, float]:
     return sizes
 
 
-def _target(report: TransferReport, sizes: Mapping[str, float]) -> dict[str, Any]:
-    """The target's hyperparameters, printed and as JSON, with a command that repeats all of the proxy's config."""
+def _extension_command(report: TransferReport, part: Extension, run_dir: Path) -> str:
+    """The sweep's own config with the grid of what it lacks, into the same directory."""
+    name = part.parameterization
+    flat = {**report.settings[name], **report.followers[name][part.sizes[0]]}
+    return sweep_command(flat, grid_overrides(part.grid(report)), str(run_dir))
+
+
+def _target(report: TransferReport, sizes: Mapping[str, float]) -> TargetHyperparameters:
+    """The target's hyperparameters, with a command that repeats all of the proxy's config and that can be run."""
     target = transfer_hyperparameters(report, sizes)
     command = _command(report, target)
-    print(f"\n{dataclasses.replace(target, command=command)}")
-    return {**target.to_json(), "command": command}
+    proxy = int(report[target.parameterization].optimum[-1].size)
+    unchecked = check_target(command, proxy)
+    return dataclasses.replace(target, command=command, cautions=(*target.cautions, *unchecked))
 
 
 def _command(report: TransferReport, target: TargetHyperparameters) -> str:
@@ -72,7 +97,7 @@ def _command(report: TransferReport, target: TargetHyperparameters) -> str:
     flat |= {AXES[name].key: size for name, size in target.target.items()}
     sizes = "-".join(f"{name}{size:g}" for name, size in target.target.items())
     train = train_command(flat | {one.key: one.value for one in target.values})
-    return f"{train} run_dir=runs/{flat['model.name']}-{sizes}"
+    return f"{train} run_dir=runs/{flat.get('model.name', 'target')}-{sizes}"
 
 
 def _said(arguments: Arguments) -> str:
@@ -84,7 +109,7 @@ def _said(arguments: Arguments) -> str:
 def _write(
     run_dir: Path,
     report: TransferReport,
-    target: Mapping[str, Any] | None,
+    target: TargetHyperparameters | None,
     records: Sequence[TrialRecord],
     command: str,
 ) -> Path:

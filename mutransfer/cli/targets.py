@@ -1,0 +1,76 @@
+"""Whether the line that is printed for a target can be trained, before it is printed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mutransfer.errors import ConfigError, MutransferError
+from mutransfer.sweep.compose import Composer
+from mutransfer.sweep.validate import validate
+
+FARTHEST = 512
+"""How far from the asked width a valid one is looked for."""
+
+
+def check_target(command: str, proxy_width: int) -> tuple[str, ...]:
+    """Builds the target of a `mutransfer train` line without memory.
+
+    Args:
+        command: the whole line.
+        proxy_width: a width that was trained, and so can be built wherever anything can.
+
+    Returns:
+        What the user should know: that nothing can be built here, and so nothing was checked.
+
+    Raises:
+        ConfigError: this width cannot be built where others can; the nearest ones are named.
+    """
+    config = Composer("train").config(shlex.split(command)[2:])
+    problem_at = functools.partial(_problem, config)
+    width = int(config["model"]["width"])
+    problem = problem_at(width)
+    if problem is None:
+        return ()
+    if problem_at(proxy_width) is not None:
+        return (f"whether the target can be built was not checked here: {problem.rstrip('.')}",)
+    fitting = _nearest(width, problem_at)
+    near = f" The nearest widths that can be trained: {' and '.join(map(str, fitting))}." if fitting else ""
+    raise ConfigError(f"--target model.width={width} cannot be trained: {problem}{near}")
+
+
+def _problem(config: Mapping[str, Any], width: int) -> str | None:
+    """Why the model cannot be built at this width; None where it can."""
+    try:
+        checked = validate("train", {**config, "model": {**config["model"], "width": width}})
+        _build(checked)
+    except MutransferError as error:
+        return str(error)
+    return None
+
+
+def _build(config: Mapping[str, Any]) -> None:
+    from mutransfer.planning.sizes import without_memory
+
+    without_memory(lambda: _trials().build(config, config["model"]["width"]))
+
+
+@functools.cache
+def _trials() -> Any:
+    """Keeps the corpus between builds; imports torch."""
+    from mutransfer.sweep.trial import Trials
+
+    return Trials()
+
+
+def _nearest(width: int, problem_at: Callable[[int], str | None]) -> list[int]:
+    """The nearest valid width on each side."""
+    sides: Iterable[Iterable[int]] = (
+        range(width - 1, max(0, width - FARTHEST), -1),
+        range(width + 1, width + FARTHEST),
+    )
+    found = (itertools.islice((w for w in side if problem_at(w) is None), 1) for side in sides)
+    return [width for side in found for width in side]
