@@ -30,7 +30,10 @@ HEADROOM = 0.4
 
 @dataclass(frozen=True)
 class Line:
-    """One size: log2 values, mean losses (inf: diverged), the seeds' losses at each value, and the optimum."""
+    """One size: log2 values, mean losses (inf: diverged), the seeds' losses at each value, and the optimum.
+
+    `bound` is "<=" or ">=" where that is only known to lie there or beyond.
+    """
 
     size: float
     x: tuple[float, ...]
@@ -38,6 +41,7 @@ class Line:
     seeds: tuple[tuple[float, ...], ...]
     best: tuple[float, float, float] | None
     best_loss: float
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def _line(size: str, curve: Mapping[str, Any], optimum: Mapping[str, Any]) -> Li
     middle = optimum["log2"]["value"]
     ends = (optimum["log2"][end] for end in ("low", "high"))
     low, high = (middle if end is None else end for end in ends)
-    return Line(float(size), x, mean, seeds, (low, middle, high), float(optimum["loss"]))
+    return Line(float(size), x, mean, seeds, (low, middle, high), float(optimum["loss"]), optimum.get("bound", ""))
 
 
 def _row(losses: Sequence[float | None], diverged: Sequence[bool]) -> list[float | None]:
@@ -143,7 +147,9 @@ def _draw_line(axes: Axes, line: Line, colour: str, marker: str, top: float, lab
             axes.plot([x], [top], color=colour, marker="x", markersize=7, markeredgewidth=2, clip_on=False, zorder=5)
     lost = [x for x, y in known if y > top]
     axes.plot(lost, [top] * len(lost), color=colour, marker=6, markersize=6, linestyle="", clip_on=False, zorder=5)
-    if line.best is not None:
+    if line.best is not None and line.bound:
+        _draw_bound(axes, line.best[1], line.best_loss, line.bound, colour)
+    elif line.best is not None:
         _draw_best(axes, line.best, line.best_loss, colour)
 
 
@@ -154,3 +160,10 @@ def _draw_best(axes: Axes, best: tuple[float, float, float], loss: float, colour
         [middle], [loss], marker="*", markersize=13, color=colour, markeredgecolor=INK, markeredgewidth=0.9, zorder=7
     )
     axes.axvline(middle, color=FAINT, linewidth=0.6, alpha=0.5, linestyle=(0, (2, 3)), zorder=1)
+
+
+def _draw_bound(axes: Axes, at: float, loss: float, bound: str, colour: str) -> None:
+    """A hollow triangle that points to where the optimum may lie."""
+    marker = {"<=": "<", ">=": ">"}[bound]
+    style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.8}
+    axes.plot([at], [loss], marker=marker, markersize=12, linestyle="", clip_on=False, zorder=7, **style)

@@ -12,10 +12,16 @@ from matplotlib.figure import Figure
 
 from mutransfer.figures.style import CATEGORIES, MARKERS, Margins, legend_below, new_figure, octaves, plain
 
+BEYOND = 0.35
+"""Octaves that an arrow reaches from an optimum at the end of its grid."""
+
 
 @dataclass(frozen=True)
 class Track:
-    """One parameterization: log2 sizes, log2 optima with their ends, and what the legend says."""
+    """One parameterization: log2 sizes, log2 optima with their ends, and what the legend says.
+
+    `bounds` are "<=" or ">=" where an optimum is only known to lie there or beyond.
+    """
 
     name: str
     sizes: tuple[float, ...]
@@ -24,6 +30,7 @@ class Track:
     high: tuple[float, ...]
     slope: float
     label: str
+    bounds: tuple[str, ...] = ()
 
 
 def tracks_of(report: Mapping[str, Any]) -> list[Track]:
@@ -38,8 +45,9 @@ def _track(name: str, one: Mapping[str, Any]) -> Track:
     high = tuple(b if part["high"] is None else float(part["high"]) for b, part in zip(best, log2, strict=True))
     slope = one["slope"]
     spread = "" if slope["low"] is None else f" [{slope['low']:+.2f}, {slope['high']:+.2f}]"
+    bounds = tuple(best.get("bound", "") for best in one["optimum"].values())
     sizes = tuple(math.log2(float(size)) for size in one["optimum"])
-    return Track(name, sizes, best, low, high, float(slope["value"]), f"{name}: {slope['value']:+.2f}{spread}")
+    return Track(name, sizes, best, low, high, float(slope["value"]), f"{name}: {slope['value']:+.2f}{spread}", bounds)
 
 
 def optimum_figure(tracks: list[Track], y_label: str, x_label: str) -> Figure:
@@ -73,3 +81,9 @@ def _draw(axes: Axes, track: Track, colour: str, marker: str, shift: float) -> N
     moved = [size + shift for size in track.sizes]
     style: dict[str, Any] = {"marker": marker, "markersize": 6.5, "linestyle": "", "capsize": 3, "linewidth": 1.6}
     axes.errorbar(moved, track.best, yerr=spread, color=colour, label=plain(track.label), zorder=4, **style)
+    for size, best, bound in zip(moved, track.best, track.bounds, strict=False):
+        if bound:
+            arrow = {"<=": "v", ">=": "^"}[bound]
+            at = best + {"<=": -BEYOND, ">=": BEYOND}[bound]
+            axes.plot([size, size], [best, at], color=colour, linewidth=1.6, zorder=3)
+            axes.plot([size], [at], color=colour, marker=arrow, markersize=8, markerfacecolor="none", zorder=4)

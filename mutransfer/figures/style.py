@@ -36,6 +36,9 @@ _RC = {
     "svg.fonttype": "path",
 }
 
+LONGEST_TICK = 5
+"""Characters: longer labels would touch."""
+
 
 @dataclass(frozen=True)
 class Margins:
@@ -111,9 +114,10 @@ def _between(share: float) -> str:
 
 
 def octaves(axes: Axes, axis: str, low: float, high: float, *, as_power: bool = True) -> None:
-    """Whole octaves as ticks on an axis that holds log2 of a value: 2^-6, or the value itself."""
+    """Whole octaves as ticks on an axis that holds log2 of a value: 2^-6, or the value itself where all are short."""
     step = max(1, math.ceil((high - low) / 9))
     ticks = list(range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, step))
+    as_power = as_power or any(len(f"{2.0**tick:g}") > LONGEST_TICK for tick in ticks)
     side = axes.xaxis if axis == "x" else axes.yaxis
     side.set_major_locator(FixedLocator(ticks))
     side.set_minor_locator(NullLocator())

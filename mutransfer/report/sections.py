@@ -10,6 +10,7 @@ from mutransfer.report import words
 from mutransfer.report.drawings import Drawing
 from mutransfer.report.markup import Markup, items, join, table, tag, text
 from mutransfer.report.words import Json
+from mutransfer.transfer.values import TOGETHER
 
 TONES = {"transfers": "good", "pass": "good", "does not transfer": "bad", "fail": "bad", "undecided": "open"}
 SIGNS = {"good": "\u2713", "bad": "\u2717", "open": "?"}
@@ -18,6 +19,8 @@ CHECK_WORDS = {
     "fail": "a parameter's size or change grows or shrinks with width where it must not",
     "undecided": "the intervals are too wide to tell: add seeds or widths",
 }
+
+PER_ROLE = ("value", "multiplier", "init")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def verdict(report: Json) -> Markup:
     lines = [tag("p", words.evidence(name, entries[name], report)) for name in subjects]
     reasons = items(reason for name in subjects for reason in words.reasons(name, entries[name]))
     compared = [_compared(name, entries[name], report) for name in others]
-    add = items(join(["To settle it: ", tag("code", f"mutransfer sweep {one}")]) for one in report["extend"])
+    add = items(join(["To settle it: ", tag("code", one)]) for one in report["extend"])
     return banner(report["verdict"], words.headline(report), *lines, reasons, add, *compared)
 
 
@@ -83,7 +86,7 @@ def _culprit(one: Any) -> Markup:
 def target(given: Json) -> Markup:
     """What to train the large model with, to copy."""
     rows = [
-        (tag("code", v["key"]), f"{v['value']:.4g}", v["rule"], v["source"])
+        (tag("code", v["key"]), *(f"{v[key]:.4g}" if key in v else "" for key in PER_ROLE), v["rule"], v["source"])
         for v in (*given["values"], *given["roles"])
     ]
     cautions = items(tag("b", f"Caution: {caution}.") for caution in given.get("cautions", ()))
@@ -95,7 +98,8 @@ def target(given: Json) -> Markup:
         tag(
             "details",
             tag("summary", "Where each number comes from"),
-            table(("", "value", "rule", "source"), rows, prose=True),
+            table(("", "value", "multiplier", "init std x", "rule", "source"), rows, prose=True),
+            tag("p", f"{TOGETHER[0].upper() + TOGETHER[1:]}.", class_="soft") if given["roles"] else "",
         ),
     )
 
@@ -125,10 +129,11 @@ def _row(name: str, one: Json, every: Sequence[str], columns: Sequence[Column], 
 
 
 def _best(part: Json, key: str) -> Markup:
+    bound = {"<=": "\u2264 ", ">=": "\u2265 "}.get(part.get("bound", ""), "")
     if key != words.LR:
-        return _cell(words.spread(part, ".3g"))
+        return join([bound, _cell(words.spread(part, ".3g"))])
     value, _, ends = words.octaves(part["log2"]).partition(" ")
-    return join(["2", tag("sup", value), tag("small", ends)])
+    return join([bound, "2", tag("sup", value), tag("small", ends)])
 
 
 def _cell(spread: str) -> Markup:

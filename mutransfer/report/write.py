@@ -96,7 +96,8 @@ def _transfer_figures(report: Json, pictures: dict[str, bytes]) -> list[Markup]:
     what, axis = hyperparameter(report["x"]), report["axis"]
     caption = (
         f"Every line is one {axis}, averaged over its seeds (bars: their spread); stars mark the best {what}, with its "
-        f"interval; crosses are trials that diverged, triangles lie above the scale. All panels share one scale: "
+        f"interval, hollow triangles a best tried value at the end of the grid: the best one lies there or beyond; "
+        f"crosses are trials that diverged, full triangles lie above the scale. All panels share one scale: "
         f"under a parameterization that transfers, the stars stand above one another."
     )
     slopes = f"A flat line transfers. Bars: {report['level']:.0%} intervals; dashes: the line whose slope is the drift."

@@ -62,7 +62,22 @@ def test_the_best_lr_is_of_the_mean_over_seeds_and_of_one_setting() -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(best_table(records))
     rows = [line.split() for line in shown(console).splitlines()]
-    assert rows[1:] == [["mup", "32", "lr", "2^-7", "2.1000", "5"], ["mup", "64", "lr", "2^-5", "1.5000", "1"]]
+    assert [" ".join(row) for row in rows[1:]] == [
+        "mup 32 lr 2^-7, hp.lr.input=8 2.1000 2 of 2 6",
+        "mup 64 lr 2^-5, hp.lr.input=8 1.5000 1 of 1 1",
+    ]
+
+
+def test_a_mean_over_the_seeds_that_survived_says_how_many() -> None:
+    lost = [record(seed=0, loss=1.0), record(seed=1, loss=None, status="diverged"), record(lr=2**-7, loss=2.0)]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(best_table(lost))
+    assert shown(console).splitlines()[1].split() == ["mup", "32", "lr", "2^-6", "1.0000", "1", "of", "2", "3"]
+
+
+def test_a_loss_beyond_measure_is_short() -> None:
+    assert describe(record(loss=123456789.0)).endswith("val loss 1.235e+08 (0.0 s)")
+    assert "val loss 999.1235" in describe(record(loss=999.12345))
 
 
 def test_a_failed_trial_says_why() -> None:

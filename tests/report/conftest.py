@@ -166,7 +166,8 @@ def written(tmp_path_factory: pytest.TempPathFactory, report: TransferReport, ch
 def target_of() -> dict[str, Any]:
     value = {"key": "optimizer.lr", "value": 0.0156, "rule": "stays", "source": "best at width 128"}
     command = "mutransfer train model=gpt model.width=1024 base=32 parameterization=mup optimizer.lr=0.0156"
-    return {"command": command, "values": [value], "roles": [], "cautions": ["one proxy size only"]}
+    role = value | {"key": "lr of output", "multiplier": 1 / 32, "init": 1.0}
+    return {"command": command, "values": [value], "roles": [role], "cautions": ["one proxy size only"]}
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import sys
 
 import pytest
 
 from mutransfer.figures import exponents, losses, optimum
-from mutransfer.figures.style import CATEGORIES, CATEGORIES_DARK, RAMP, RAMP_DARK, png, ramp, svg
+from mutransfer.figures.style import CATEGORIES, CATEGORIES_DARK, RAMP, RAMP_DARK, new_figure, octaves, png, ramp, svg
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,39 @@ def test_svgs_of_one_page_share_no_ids(content):
     assert text.count('id="') == text.count('id="first-')
     assert "<!--" not in text
     assert "<metadata" not in text
+
+
+def test_an_optimum_at_the_end_of_its_grid_is_drawn_as_a_bound_and_not_as_a_star(content):
+    edge = copy.deepcopy(content)
+    edge["parameterizations"]["mup"]["optimum"]["32"]["bound"] = ">="
+
+    def markers(report):
+        panel = losses.panels_of(report)[1]
+        axes = losses.loss_panel(panel, losses.scale_of([panel]), "learning rate", "width").axes[0]
+        return [line.get_marker() for line in axes.lines]
+
+    assert (markers(content).count("*"), markers(content).count(">")) == (3, 0)
+    assert (markers(edge).count("*"), markers(edge).count(">")) == (2, 1)
+    axes = optimum.optimum_figure(optimum.tracks_of(edge), "best", "width").axes[0]
+    assert [line.get_marker() for line in axes.lines].count("^") == 1
+
+
+@pytest.mark.parametrize("grid", [(-45, 12), (-20, 4), (0, 30), (-9, -4), (-3, 3), (-120, -2)])
+@pytest.mark.parametrize("power", [True, False])
+def test_tick_labels_never_touch(grid, power):
+    figure, (axes,) = new_figure(4.2, 4.1)
+    axes.set_xlim(*grid)
+    octaves(axes, "x", *grid, as_power=power)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert len(boxes) >= 4
+    assert all(left.x1 + 2 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_short_values_are_written_out():
+    _, (axes,) = new_figure(4.2, 4.1)
+    octaves(axes, "x", 5, 8, as_power=False)
+    assert [axes.xaxis.get_major_formatter()(at, 0) for at in axes.get_xticks()] == ["32", "64", "128", "256"]
 
 
 def test_no_pyplot():

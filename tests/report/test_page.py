@@ -26,6 +26,12 @@ def test_the_verdict_comes_first_in_words(written):
     assert "the control sp : does not transfer" in text
 
 
+def test_a_roles_lr_stands_beside_the_multiplier_and_init_that_it_goes_with(written):
+    text = html.unescape(words(written))
+    assert "lr of output 0.0156 0.03125 1 " in text
+    assert "A role's lr holds together with its forward multiplier" in text
+
+
 def test_the_target_and_the_command_can_be_copied(written):
     text = written.read_text()
     assert "model.width=1024 base=32 parameterization=mup optimizer.lr=0.0156" in text
@@ -57,14 +63,19 @@ def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
 
 
 def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
-    content = renamed("mup") | {"verdict": "undecided", "extend": ["model.width=128 optimizer.lr=2**-11"]}
+    content = renamed("mup") | {
+        "verdict": "undecided",
+        "extend": ["mutransfer sweep model.width=128 optimizer.lr=2**-11"],
+    }
     assert "mutransfer sweep model.width=128 optimizer.lr=2**-11" in words(write_report(tmp_path, content))
 
 
 def test_an_optimum_at_the_edge_is_not_given_as_a_finding(renamed, tmp_path):
     content = renamed("mup")
-    content["parameterizations"]["mup"]["optimum"]["128"]["interior"] = False
+    content["parameterizations"]["mup"]["optimum"]["128"] |= {"interior": False, "bound": "<="}
     text = words(write_report(tmp_path, content))
+    assert re.search(r"\u2264 2 -\d", text)
+    assert not re.search(r"\u2265", text)
     assert (
         "mup's best learning rate lies at the edge of the tried values at width 128: extend the grid."
         in html.unescape(text)
