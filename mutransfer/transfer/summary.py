@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import numpy as np
 
@@ -161,8 +162,9 @@ def _unpaired(fit: Fit, best: Fit, draws: int, level: float) -> Array:
         return np.ones(draws)
     spread = math.sqrt(sum(float(e @ e) for e in every) / sum(len(e) - 1 for e in every))
     means = math.sqrt(sum(1 / len(of_fit[-1]) for of_fit in effects if len(of_fit[-1])))
-    scatter: Array = np.random.default_rng(0).standard_normal(draws) * spread * means * student(level, freedom)
-    return 1 + scatter
+    normal = [NormalDist().inv_cdf((k + 0.5) / draws) for k in range(draws)]
+    shuffled: Array = np.random.default_rng(0).permutation(normal)
+    return 1 + shuffled * spread * means * student(level, freedom)
 
 
 def _missing(fit: Fit) -> dict[float, tuple[float, ...]]:

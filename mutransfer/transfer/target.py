@@ -193,7 +193,8 @@ def _best(proxy: _Proxy, rule: str) -> TransferredValue:
     if best.value is None:
         raise MutransferError(f"{proxy.name} has no measured optimum: {best.reason}.")
     spread = "" if best.low is None else f" [{best.low:.3g}, {best.high:.3g}]"
-    return TransferredValue(proxy.x, best.value, rule, f"best at {proxy.axis.name} {proxy.size:g}{spread}")
+    value = float(f"{best.value:.4g}")  # to type; its interval is far wider
+    return TransferredValue(proxy.x, value, rule, f"best at {proxy.axis.name} {proxy.size:g}{spread}")
 
 
 def _own(proxy: _Proxy) -> list[TransferredValue]:

@@ -129,6 +129,28 @@ class TestOpenEnds:
     def test_the_upper_edge_too(self):
         assert missing_values(analyze(parabola(best=(-6, -6, -3.4)))) == {"mup": {128: (2**-2, 2**-1)}}
 
+    def test_an_optimum_at_an_end_of_the_grid_is_a_bound(self):
+        low, high = (analyze(parabola(best=(-6, -6, at)))["mup"].optimum for at in (-8.6, -3.4))
+        assert [best.bound for best in (*low, *high)] == ["", "", "<=", "", "", ">="]
+        shown = str(analyze(parabola(best=(-6, -6, -8.6))))
+        assert "64: 2^-6.00, 128: <=2^-" in shown
+        assert (
+            json.loads(json.dumps(analyze(parabola()).to_json()))["parameterizations"]["mup"]["optimum"]["64"]["bound"]
+            == ""
+        )
+
+    def test_noise_asks_for_as_many_new_seeds_again(self):
+        noisy = parabola(sharp=0.01, noise=0.03)
+        ragged = [p for p in noisy if p.size != 32 or p.lr > 2**-8.5]
+        lrs = [f"2**{k}" for k in range(-9, -2)]
+        report = analyze(ragged)
+        assert report.verdict == "undecided"
+        assert not missing_values(report)
+        assert extension_overrides(report) == [
+            f"parameterization=mup model.width=32 optimizer.lr={','.join(lrs[1:])} seed=2,3",
+            f"parameterization=mup model.width=64,128 optimizer.lr={','.join(lrs)} seed=2,3",
+        ]
+
     def test_an_interior_optimum_asks_for_nothing(self):
         assert extension_overrides(analyze(parabola())) == []
 
@@ -160,6 +182,40 @@ class TestBeside:
         report = analyze([*parabola(), *worse])
         assert report["sp"].loss_gap.value == pytest.approx(0.1, rel=1e-3)
         assert report["mup"].loss_gap.value == 0
+
+    def test_a_gap_between_different_seeds_has_an_interval_that_holds_their_spread(self):
+        """Seeds scatter by 0.1 of 2: paired, that cancels; unpaired, a gap of 2 % cannot be told from none."""
+        paired = [Point("sp", p.size, p.lr, p.seed, p.loss * 1.02) for p in parabola()]
+        others = [Point(p.parameterization, p.size, p.lr, p.seed + 10, p.loss) for p in paired]
+        alike, loose = (analyze([*parabola(), *sp])["sp"].loss_gap for sp in (paired, others))
+        assert 0.01 < alike.low < alike.value < alike.high < 0.03
+        assert loose.low < 0 < loose.value < 0.05 < loose.high
+        report = analyze([*parabola(), *others])
+        assert any(note.startswith("sp: loss gap: the seeds are not those of mup") for note in report.notes)
+
+    def test_the_unpaired_interval_covers_the_truth(self):
+        """Both tables have the same optimum; only luck of their own seeds tells them apart."""
+        rng = np.random.default_rng(5)
+        covered = 0
+        for _ in range(60):
+            points = []
+            for name, seeds in (("mup", (0, 1, 2)), ("sp", (3, 4, 5))):
+                luck = dict(zip(seeds, rng.normal(0, 0.05, 3), strict=True))
+                plain = parabola(name, seeds=seeds, sizes=(32, 64), best=(-6, -6), lrs=range(-8, -3))
+                points += [
+                    Point(name, p.size, p.lr, p.seed, p.loss - 0.1 * p.seed + luck[p.seed] + rng.normal(0, 0.002))
+                    for p in plain
+                ]
+            gap = max((analyze(points, draws=200)[name].loss_gap for name in ("mup", "sp")), key=lambda g: g.value)
+            covered += gap.low <= 0 <= gap.high
+        assert covered / 60 >= 0.8
+
+    def test_one_seed_on_either_side_leaves_the_gap_without_an_interval_and_says_why(self):
+        alone = [Point("sp", p.size, p.lr, 7, p.loss) for p in parabola(seeds=(0,))]
+        report = analyze([*parabola(), *alone], subject="mup")
+        names = [one.name for one in report.parameterizations.values() if one.loss_gap.value]
+        assert all("one seed" in report[name].loss_gap.reason for name in names)
+        assert len(names) == 1
 
     def test_a_limit_needs_six_sizes(self):
         assert "at least 6" in analyze(parabola())["mup"].asymptotic_penalty.reason

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.transfer import analyze_records, points_from_records
+from mutransfer.transfer import analyze_records, points_from_records, transfer_hyperparameters
 from mutransfer.transfer.points import select
 
 
@@ -90,6 +91,35 @@ def test_a_swept_hyperparameter_is_analyzed_too(trial):
     assert report.verdict == own.verdict == "transfers"
     assert own["mup"].optimum[0].lr.value == pytest.approx(8, rel=0.05)
     assert report.to_json()["hyperparameters"]["hp.lr.input"]["verdict"] == "transfers"
+
+
+def test_where_one_learning_rate_was_tried_the_swept_hyperparameter_is_the_valley(trial):
+    records = [
+        trial("mup", width, -6, seed, 2.0 + 0.02 * (math.log2(value) - 3) ** 2 + 0.001 * seed, lr_input=value)
+        for width in (32, 64, 128)
+        for value in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+        for seed in (0, 1)
+    ]
+    report = analyze_records(records)
+    assert (report.verdict, report.x, report.hyperparameters) == ("transfers", "hp.lr.input", {})
+    assert report["mup"].optimum[-1].lr.value == pytest.approx(8, rel=0.02)
+    assert "128: 8" in str(report)
+    found = transfer_hyperparameters(report, {"width": 1024})
+    assert (found["optimizer.lr"], found["hp.lr.input"]) == (2**-6, pytest.approx(8, rel=0.02))
+    assert "best at width 128" in str(found)
+    few = [record for record in records if record.config["hp"]["lr"]["input"] > 8]
+    with pytest.raises(ConfigError, match=r"too few values of optimizer\.lr"):
+        analyze_records(few)
+
+
+@pytest.mark.parametrize(
+    "change", [{"environment": []}, {"config": []}, {"cpu_seconds": "many"}, {"config": {"seed": "x"}}]
+)
+def test_a_damaged_record_is_named(trial, change):
+    whole = trial("mup", 64, -6)
+    change = {"config": {**whole.config, **change["config"]}} if isinstance(change.get("config"), dict) else change
+    with pytest.raises(RunError, match=r"The record of trial mup-64--6-0- is damaged"):
+        analyze_records([dataclasses.replace(whole, **change)])
 
 
 def test_trials_on_different_corpora_are_not_compared(trial):

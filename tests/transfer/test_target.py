@@ -44,6 +44,30 @@ def test_every_number_says_the_rule_and_the_measurement_behind_it(trial):
     assert "Table 8" in hidden.source
 
 
+def test_a_roles_lr_goes_with_its_multiplier_and_init(trial):
+    """Table 8 at 32 times the base, with output_mult 2: typed from the paper."""
+    records = [trial("mup", r.config["model"]["width"], math.log2(r.config["optimizer"]["lr"]), r.config["seed"],
+                     r.val_loss, output_mult=2.0) for r in sweep(trial)]  # fmt: skip
+    found = transfer_hyperparameters(records, {"width": 1024})
+    numbers = {one.key: (one.multiplier, one.init) for one in found.roles}
+    assert numbers["lr of output"] == (2 / 32, 1.0)
+    assert numbers["lr of hidden"] == (1.0, pytest.approx(32**-0.5))
+    assert numbers["lr of input"] == numbers["lr of vector"] == numbers["lr of scalar"] == (1.0, 1.0)
+    assert "lr of output = 0.01558, multiplier 0.0625, init std x 1 " in str(found)
+    assert "holds together with its forward multiplier" in str(found)
+
+
+def test_the_forms_of_mup_differ_in_where_the_factor_stands(trial):
+    by_table = {
+        name: {one.key: one for one in transfer_hyperparameters(sweep(trial, name), {"width": 1024}).roles}
+        for name in ("mup", "mup-table3", "mup-table9")
+    }
+    output = {name: roles["lr of output"] for name, roles in by_table.items()}
+    effective = {name: one.multiplier * one.init for name, one in output.items()}
+    assert effective == {name: pytest.approx(1 / 32) for name in by_table}
+    assert len({round(one.value / output["mup"].value, 6) for one in output.values()}) == 3
+
+
 def test_one_tuned_size_is_enough_and_the_caution_says_what_is_not_measured(trial):
     found = transfer_hyperparameters(sweep(trial, widths=(64,)), {"width": 1024})
     assert found["optimizer.lr"] == pytest.approx(2**-6, rel=0.02)
