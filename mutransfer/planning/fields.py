@@ -48,7 +48,10 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
     (Kind.FIXED, r"in_chans|input_channels|(num_input|output_num|post_conv_in)_channels|head_out_channels"),
     (Kind.FIXED, r"(.*_)?(state|act|action|mel|patch|feat|pos|query|atom_feature|bbox|projection_input)_dim"),
-    (Kind.FIXED, r"(model_in|input)_dim|feature_size|(max|min)_depth|index_head_dim|fine_matching_slice_dim"),
+    (
+        Kind.FIXED,
+        r"(model_in|input)_dim|feature_size|(max|min)_depth|base_width|index_head_dim|fine_matching_slice_dim",
+    ),
     (Kind.FIXED, r"n_layers_per_.*|num_feat_extract_layers|(.*_)?(pre|post)net_layers|num_layers_per_stack"),
     (Kind.DEPTH, r"(.*_)?(num_hidden_layers|num_layers)|n_layers?|layers|(.*_)?depths?|stage_num_blocks"),
     (Kind.DEPTH, r"(.*_)?(encoder|decoder|text|speech)_layers|num_blocks|(.*_)?encoder_blocks|[lrx]_layers"),
@@ -79,19 +82,37 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.HEADS, r"(.*_)?(attention_heads|n_heads?|num_heads|kv_heads|key_value_heads|key_heads|value_heads)"),
     (Kind.HEADS, r"(.*_)?(num_attention_heads_per_(stage|layer)|key_value_heads_per_layer|self_attn_heads|heads)"),
     (Kind.HEADS, r"mamba_(n_heads|num_heads)|num_(self|cross)_attention_heads|index_n_heads|kv_n_heads"),
-    (Kind.HEAD_DIM, r"(.*_)?(head_dim|d_kv|kv_channels|d_head|dim_head|head_size|headdim|rotary_dim|mrope_section)"),
-    (Kind.OUTWARD, r"out_hidden_size|(text|llm|lm|language|decoder_text|projector_output)_(hidden_size|dim)|vision_output_dim"),
-    (Kind.WIDTH, r"(.*_)?(hidden_(size|dim|sizes|channels)|intermediate_(size|dim|channels)|ffn_dim|mlp_dim|dff?)(_\w+)?"),
-    (Kind.WIDTH, r"(.*_)?(d_model|n_embd|d_ff|d_inner|n_inner|inner_dim|ffn_hidden_size|feed_?forward(_size|_dim)?|dim)"),
+    (
+        Kind.HEAD_DIM,
+        r"(.*_)?(head_dim|d_kv|kv_channels|d_head|dim_head|head_size|headdim|rotary_dim|mrope_section|key_dims?)",
+    ),
+    (
+        Kind.OUTWARD,
+        r"out_hidden_size|(text|llm|lm|language|decoder_text|projector_output)_(hidden_size|dim)|vision_output_dim",
+    ),
+    (
+        Kind.WIDTH,
+        r"(.*_)?(hidden_(size|dim|sizes|channels)|intermediate_(size|dim|channels)|ffn_dim|mlp_dim|dff?)(_\w+)?",
+    ),
+    (
+        Kind.WIDTH,
+        r"(.*_)?(d_model|n_embd|d_ff|d_inner|n_inner|inner_dim|ffn_hidden_size|feed_?forward(_size|_dim)?|dim)",
+    ),
     (Kind.WIDTH, r"(.*_)?(emb(ed)?(ding)?_(dims?|sizes?)|projection_(dim|size)|proj_(size|dim)|lora_rank|lru_width)"),
     (Kind.WIDTH, r"(.*_)?(embed_dim_per_stage|channel_list|attn_unit_dims|time_step_rank|dt_rank|d_ssm|linear_units)"),
     (Kind.WIDTH, r"(.*_)?(conv_dim|tdnn_dim|num_filters|codevector_dim|size_global|d_latents|predictor_channels)"),
-    (Kind.WIDTH, r"(.*_)?(in|out|output|stem|stage_in|stage_mid|stage_out|downsample|latent|base|conv|encoder_in)_channels"),
+    (
+        Kind.WIDTH,
+        r"(.*_)?(in|out|output|stem|stage_in|stage_mid|stage_out|downsample|latent|base|conv|encoder_in)_channels",
+    ),
     (Kind.WIDTH, r"(.*_)?(upsample_initial|decoder_in|projector_out|neck_out|enc|se|attention|filter|fpn)_channels"),
     (Kind.WIDTH, r"(.*_)?(embed_proj_dim|vit_dim|d_latent|input_dim|output_dims?|proj_dims|num_pos_feats|dim_ff)"),
-    (Kind.WIDTH, r"(.*_)?(dims|channels|widths?|stem_(size|width)|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes|key_dim)"),
+    (
+        Kind.WIDTH,
+        r"(.*_)?(dims|channels|widths?|stem_(size|width)|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
+    ),
 )
-"""(kind, pattern), tested in order against the whole of a field's name and of its aliases; the first that fits holds."""
+"""(kind, pattern), tested in order against the whole of a field's name and its aliases; the first that fits holds."""
 
 _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in PATTERNS)
 PRIMARY = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "hidden_dim", "model_dim", "width", "emb_dim",
@@ -158,7 +179,7 @@ def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def _items(config: Any) -> dict[str, Any]:
-    items = config if isinstance(config, Mapping) else vars(config)
+    items = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     return {name: value for name, value in items.items() if isinstance(name, str) and not name.startswith("_")}
 
 
@@ -190,12 +211,8 @@ def primary_field(config: Any) -> str | None:
     return next((name for name in PRIMARY if name in own and _is_size(own[name]) and own[name]), None)
 
 
-def scaled(config: Any, k: int, scale: Literal["heads", "head_dim"] = "heads") -> Any:
-    """A copy of the config, k times as wide. Only ever up: a multiple keeps what was divisible."""
-    return with_values(config, {field.path: _scaled(field, k) for field in width_fields(config, scale)})
-
-
-def _scaled(field: Field, k: int) -> Any:
+def scaled_value(field: Field, k: int) -> Any:
+    """A field's value in a model k times as wide. Only ever up: a multiple keeps what was divisible."""
     smallest = SMALLEST_WIDTH if field.kind in (Kind.WIDTH, Kind.OUTWARD) else 1
     return mapped(field.value, lambda size: size * k if size >= smallest else size)
 

@@ -35,7 +35,7 @@ class Draft:
         image, sound: which of the usual layouts.
         placeholders: how many tokens stand for each image or sound in the ids.
         size: an image's side or a spectrogram's bins, where a failure named it; 0 for the config's.
-        """
+    """
 
     names: tuple[str, ...]
     image: int = 0
@@ -103,7 +103,7 @@ class Maker:
         self.parameters = dict(inspect.signature(model.forward).parameters)
         self.main = getattr(model, "main_input_name", "input_ids")
         if {"grid_thw", "grid_hw"} & set(self.parameters) and "hidden_states" in self.parameters:
-            self.media = ("hidden_states",)  # a vision tower's name for patches in a row
+            self.media: tuple[str, ...] = ("hidden_states",)  # a vision tower's name for patches in a row
         else:
             self.media = tuple(name for name in self.parameters if IMAGES.fullmatch(name) or SOUND.fullmatch(name))
         self.batch = 4 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1

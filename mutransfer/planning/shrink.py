@@ -170,10 +170,10 @@ def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, An
     for field in fields:
         divisor = _of_owner(field.owner, divisors, default=widest / sizes.width)
         if field.kind is Kind.WIDTH:
-            tied = own_widths if sizes.apart and not isinstance(field.value, list | tuple) else {}
-            values[field.path] = mapped(field.value, lambda v, d=divisor, t=tied: t.get(v) or _divided(v, d))  # type: ignore[misc]
+            tied = own_widths if sizes.apart and isinstance(field.value, int) else {}
+            values[field.path] = _narrower(field.value, divisor, tied)
         elif field.kind is Kind.OUTWARD:
-            values[field.path] = sizes.width if sizes.apart else mapped(field.value, lambda v, d=divisor: _divided(v, d))  # type: ignore[misc]
+            values[field.path] = sizes.width if sizes.apart else _narrower(field.value, divisor, {})
         elif field.kind is Kind.IMAGE:
             values[field.path] = _image(field, fields, sizes)
     for owner in dict.fromkeys(_without_rope(field.owner) for field in fields):
@@ -183,24 +183,31 @@ def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, An
     return values
 
 
+def _narrower(value: Any, divisor: float, tied: Mapping[int, int]) -> Any:
+    return mapped(value, lambda size: tied.get(size) or _divided(size, divisor))
+
+
 def _without_rope(owner: Path) -> Path:
     """The sections of a rotation are sized by the heads of the config around them."""
     return owner[:-1] if owner and owner[-1].startswith("rope") else owner
 
 
 def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
+    """The own width of every config inside that has one."""
+    values = {field.path: field.value for field in fields}
     found = {}
     for owner in dict.fromkeys(field.owner for field in fields):
-        inner = config
-        for name in owner:
-            inner = inner[name] if isinstance(inner, Mapping) else getattr(inner, name)
-        name = primary_field(inner)
-        if name is not None:
-            value = inner[name] if isinstance(inner, Mapping) else getattr(inner, name)
-            sizes = list(_numbers(value))
-            if sizes and max(sizes) >= SMALLEST_WIDTH:
-                found[owner] = max(sizes)
+        name = primary_field(_inner(config, owner))
+        largest = max(_numbers(values.get((*owner, name))), default=0) if name is not None else 0
+        if largest >= SMALLEST_WIDTH:
+            found[owner] = largest
     return found
+
+
+def _inner(config: Any, owner: Path) -> Any:
+    for name in owner:
+        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
+    return config
 
 
 def _numbers(value: Any) -> Iterator[int]:
@@ -344,10 +351,10 @@ def _fewer_indices(value: Any, depth: int) -> Any:
 
 def _token_ids(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
     """Ids above the vocabulary become the highest ones in it: equal ones stay equal, different ones different."""
-    ids = sorted({v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v >= sizes.vocabulary // 2})
+    ids = sorted(
+        {v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v >= sizes.vocabulary // 2}
+    )
     taken = {v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v < sizes.vocabulary // 2}
     free = [i for i in range(sizes.vocabulary - 1, 0, -1) if i not in taken]
     moved = {v: free[i % len(free)] for i, v in enumerate(reversed(ids))}
-    return {
-        f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID
-    }
+    return {f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoo.pool import Row, append_row, read_rows, run_all
 from zoo.stages import STAGES, examine
-from zoo.subjects import Subject, subjects
+from zoo.subjects import subjects
 from zoo.summary import summary
 
 EPILOG = """\
@@ -46,18 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=120.0, help="per model (default 120)")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/zoo.jsonl"), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="also what is done")
+    parser.add_argument("--retry", action="store_true", help="also what is done but has a reason to complain")
     parser.add_argument("--summary", action="store_true", help="only print what is known")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    done = set() if options.again else {_key(row) for row in read_rows(options.out) if _reached(row, options.stage)}
+    done = set() if options.again else _done(_latest(read_rows(options.out)), options.stage, retry=options.retry)
     waiting = [s for s in subjects() if _wanted(s.name, s.source, options.only) and (s.source, s.name) not in done]
     waiting = waiting[: options.limit]
     rows = run_all(waiting, lambda subject: examine(subject, options.stage), options.jobs, options.seconds)
     for number, row in enumerate(rows, 1):
         append_row(options.out, {**row, "stage": options.stage})
         print(f"{number}/{len(waiting)} {_line(row)}", flush=True)
+
+
+def _done(rows: Sequence[Row], stage: str, *, retry: bool) -> set[tuple[str, str]]:
+    return {_key(row) for row in rows if _reached(row, stage) and not (retry and row["reason"])}
 
 
 def _reached(row: Row, stage: str) -> bool:
@@ -79,8 +84,3 @@ def _wanted(name: str, source: str, patterns: str) -> bool:
 def _line(row: Row) -> str:
     state = next((word for word in ("check", "converted", "shrunk", "built") if row.get(word) is not None), "reason")
     return f"{row['source']}/{row['model']}: {state} {row.get(state)} {row.get('seconds', '')} {row['reason'][:110]}"
-
-
-def selected(pattern: str) -> list[Subject]:
-    """The subjects that a pattern names."""
-    return [subject for subject in subjects() if _wanted(subject.name, subject.source, pattern)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -15,10 +16,10 @@ from unittest import mock
 
 import torch
 from torch import nn
-from zoo.subjects import NotBuiltError, Small, Subject, images
 
-from mutransfer.planning.fields import scaled
 from mutransfer.planning.shrink import shrink
+from mutransfer.planning.widths import discover_widths
+from zoo.subjects import NotBuiltError, Small, Subject, images
 
 SIDES = (32, 64, 128, 224)
 BATCH = 4  # BatchNorm needs more than one value a channel
@@ -33,11 +34,24 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
         module.__path__ = []
-        module.__getattr__ = lambda name: type(name, (nn.Module,), {})  # type: ignore[method-assign]
+        module.__getattr__ = _anything  # type: ignore[method-assign]
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
+
+
+class _Open(type):
+    """A class with every attribute."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _anything(name)
+
+
+def _anything(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Open(name, (nn.Module,), {})
 
 
 def load_timm() -> Any:
@@ -81,10 +95,13 @@ def _small(timm: Any, name: str) -> Small:
     shrunk = shrink(arguments, accept)
     width = shrunk.sizes.width
 
-    def make(width_now: int) -> nn.Module:
-        return model_class(**vars(scaled(shrunk.config, width_now // width)))
+    widths = discover_widths(shrunk.config, lambda config: model_class(**vars(config)))
 
-    return Small(width, make, images(BATCH, sides[0]), {"class": model_class.__name__, "kept": list(shrunk.kept)})
+    def make(width_now: int) -> nn.Module:
+        return model_class(**vars(widths.at(shrunk.config, width_now // width)))
+
+    notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **widths.summary()}
+    return Small(width, make, images(BATCH, sides[0]), notes)
 
 
 def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
@@ -93,9 +110,13 @@ def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
     calls: list[tuple[Any, dict[str, Any]]] = []
 
     def record(model_class: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "feature_cfg", "pretrained_strict", "model_cfg",
+        config = kwargs.pop("model_cfg", None)  # of families whose classes take a config, called cfg
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "feature_cfg", "pretrained_strict",
                     "pretrained_filter_fn", "kwargs_filter", "features_only"):  # fmt: skip
             kwargs.pop(key, None)
+        if config is not None or "cfg" in inspect.signature(model_class.__init__).parameters:
+            configs = getattr(sys.modules[entry.__module__], "model_cfgs", {})
+            kwargs["cfg"] = config if dataclasses.is_dataclass(config) else configs[config or variant]
         calls.append((model_class, kwargs))
         return nn.Identity()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from zoo.subjects import WIDTH, Small, Subject, images
 
 VOCABULARY, LENGTH, FEATURES = 64, 8, 16

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo.subjects import NotBuiltError, Small, Subject
 
 from mutransfer.errors import MutransferError, ShapeError
-from mutransfer.planning.fields import scaled
 from mutransfer.planning.generate import generate_inputs
 from mutransfer.planning.shrink import Shrunk, shrink
+from mutransfer.planning.widths import discover_widths
+from zoo.subjects import NotBuiltError, Small, Subject
 
 HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
          "IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
@@ -59,15 +59,16 @@ def _small(kind: str, name: str) -> Small:
     config = _default(kind)
     shrunk, whole = _shrink(model_class, config)
     width = shrunk.sizes.width
+    widths = discover_widths(shrunk.config, model_class)
     model = model_class(shrunk.config)
 
     def make(width_now: int) -> nn.Module:
-        return model_class(scaled(shrunk.config, width_now // width))
+        return model_class(widths.at(shrunk.config, width_now // width))
 
     def inputs(seed: int) -> dict[str, Any]:
         return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
 
-    return Small(width, make, inputs, {"class": name, "kept": list(shrunk.kept), "whole": whole})
+    return Small(width, make, inputs, {"class": name, "kept": list(shrunk.kept), "whole": whole, **widths.summary()})
 
 
 def _default(kind: str) -> Any:

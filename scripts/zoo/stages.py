@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo.subjects import NotBuiltError, Small, Subject
 
 import mutransfer as mt
 from mutransfer.check.batches import Generated
 from mutransfer.check.measure import first_tensor
 from mutransfer.errors import MutransferError
+from zoo.subjects import NotBuiltError, Small, Subject
 
 STAGES = ("build", "convert", "check")
 COLUMNS = ("built", "shrunk", "converted", "folded_is_explicit", "check", "terminals", "depth_check")
@@ -66,7 +66,12 @@ def _named(inputs: Any) -> list[tuple[str, Any]]:
 
 def _plan(small: Small, model: nn.Module, form: str = "auto") -> Any:
     return mt.plan(
-        model, "mup", base=small.width, factory=small.make, example_inputs=small.inputs(0), form=form  # type: ignore[arg-type]
+        model,
+        "mup",
+        base=small.width,
+        factory=small.make,
+        example_inputs=small.inputs(0),
+        form=form,  # type: ignore[arg-type]
     )
 
 

@@ -64,5 +64,6 @@ def _failed(rows: Iterable[Row]) -> list[str]:
     counts = Counter(row["check"] for row in checked)
     lines = [f"not passed: {dict(counts)}"] if checked else []
     return lines + [
-        f"  {row['model']:28} {row['check']:10} culprit {row.get('culprit', '')}; {row['reason'][:140]}" for row in checked
+        f"  {row['model']:28} {row['check']:10} culprit {row.get('culprit', '')}; {row['reason'][:140]}"
+        for row in checked
     ]

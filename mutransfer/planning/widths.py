@@ -1,0 +1,76 @@
+"""Width discovery: which fields of a config make its model wider, proven by building it two and three times as wide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from mutransfer.errors import MutransferError, ShapeError
+from mutransfer.planning.fields import Field, Kind, scaled_value, width_fields, with_values
+from mutransfer.planning.sizes import Shapes, compare, shapes_of, without_memory
+
+HeadScaling = Literal["heads", "head_dim"]
+Build = Callable[[Any], nn.Module]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How a config's model grows.
+
+    Attributes:
+        fields: what is multiplied.
+        mixed: parameters with a dimension a*k + b, b not 0.
+        never: matrices of which no dimension grows.
+    """
+
+    fields: tuple[Field, ...]
+    mixed: tuple[str, ...]
+    never: tuple[str, ...]
+
+    def at(self, config: Any, k: int) -> Any:
+        """The config k times as wide."""
+        return with_values(config, {field.path: scaled_value(field, k) for field in self.fields})
+
+    def summary(self) -> dict[str, int]:
+        return {"width_fields": len(self.fields), "mixed": len(self.mixed), "never_grow": len(self.never)}
+
+
+def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> Widths:
+    """The fields that make a model wider, so that every size grows as a*k + b; nothing takes memory.
+
+    Where a model multiplies its heads into its widths by itself, the heads are left alone.
+
+    Raises:
+        ShapeError: nothing grows, or not evenly; it carries the first failure.
+    """
+    fields = width_fields(config, scale)
+    no_heads = [field for field in fields if field.kind not in (Kind.HEADS, Kind.HEAD_DIM)]
+    failure: Exception | None = None
+    for chosen in (fields, no_heads):
+        try:
+            return _proven(config, build, chosen)
+        except Exception as error:  # whatever a foreign constructor raises
+            failure = failure or error
+    if isinstance(failure, MutransferError):
+        raise failure
+    raise ShapeError(
+        f"{type(config).__name__} cannot be built wider ({type(failure).__name__}: {failure}). "
+        "Give factory=, a function from width to model."
+    ) from failure
+
+
+def _proven(config: Any, build: Build, fields: Sequence[Field]) -> Widths:
+    at = Widths(tuple(fields), (), ()).at
+    probes: list[Shapes] = [shapes_of(without_memory(lambda k=k: build(at(config, k)))) for k in (1, 2, 3)]  # type: ignore[misc]
+    dims = compare(probes[0], probes[0], probes)
+    if not any(dim.grows for row in dims.values() for dim in row):
+        raise ShapeError(
+            f"No field of {type(config).__name__} that is known as a width makes its model wider. "
+            "Give factory=, a function from width to model."
+        )
+    mixed = tuple(name for name, row in dims.items() if any(dim.mixed for dim in row))
+    never = tuple(name for name, row in dims.items() if len(row) > 1 and not any(dim.grows for dim in row))
+    return Widths(tuple(fields), mixed, never)

@@ -1,0 +1,68 @@
+"""What config fields mean, by their names."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, SwinConfig
+
+from mutransfer.planning.fields import Kind, depth_fields, fields_of, kind_of, width_fields, with_values
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("hidden_size", Kind.WIDTH),
+        ("moe_intermediate_size", Kind.WIDTH),
+        ("encoder_ffn_dim", Kind.WIDTH),
+        ("kv_lora_rank", Kind.WIDTH),
+        ("num_key_value_heads", Kind.HEADS),
+        ("encoder_attention_heads", Kind.HEADS),
+        ("qk_rope_head_dim", Kind.HEAD_DIM),
+        ("num_hidden_layers", Kind.DEPTH),
+        ("decoder_layers", Kind.DEPTH),
+        ("layer_types", Kind.LAYER_LIST),
+        ("out_indices", Kind.LAYER_INDEX),
+        ("first_k_dense_replace", Kind.DENSE_LAYERS),
+        ("vocab_size", Kind.VOCAB),
+        ("image_token_id", Kind.TOKEN_ID),
+        ("n_routed_experts", Kind.EXPERTS),
+        ("num_channels", Kind.FIXED),
+        ("linear_conv_kernel_dim", Kind.FIXED),
+        ("initializer_range", None),
+        ("num_labels", None),
+    ],
+)
+def test_a_field_is_known_by_its_name(name: str, kind: Kind | None) -> None:
+    assert kind_of(name) is kind
+
+
+def test_a_field_of_an_own_name_is_known_by_its_alias() -> None:
+    assert kind_of("breadth") is None
+    assert kind_of("breadth", ("hidden_size",)) is Kind.WIDTH
+    assert ("n_embd",) in {field.path for field in width_fields(GPT2Config())}
+
+
+def test_width_follows_heads_or_head_dim_never_both() -> None:
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4)
+    by_heads = {field.name for field in width_fields(config)}
+    by_size = {field.name for field in width_fields(config, "head_dim")}
+    assert {"hidden_size", "intermediate_size"} <= by_heads & by_size
+    assert "num_attention_heads" in by_heads - by_size
+    assert "head_dim" in by_size - by_heads
+
+
+def test_depth_is_numbers_of_layers_and_lists_of_them() -> None:
+    assert {field.name for field in depth_fields(SwinConfig())} >= {"depths", "num_layers"}
+
+
+def test_fields_of_inner_configs_carry_their_path() -> None:
+    from transformers import CLIPConfig
+
+    paths = {field.path for field in fields_of(CLIPConfig())}
+    assert {("text_config", "hidden_size"), ("vision_config", "hidden_size"), ("projection_dim",)} <= paths
+
+
+def test_other_values_leave_the_config_as_it_was() -> None:
+    config = LlamaConfig()
+    changed = with_values(config, {("hidden_size",): 64})
+    assert (changed.hidden_size, config.hidden_size) == (64, 4096)

@@ -1,0 +1,93 @@
+"""Inputs that a model's forward pass accepts, made from its config and signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Ovis2Config, PretrainedConfig, T5Config, ViTConfig, WhisperConfig
+from transformers.models.auto.modeling_auto import (
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+)
+
+from mutransfer.errors import RoleError
+from mutransfer.planning.fields import with_values
+from mutransfer.planning.generate import TOKENS, generate_inputs
+from mutransfer.planning.shrink import Sizes, shrunk_values
+
+
+def tiny(kind: Any, auto: Any) -> nn.Module:
+    config = kind()
+    model: nn.Module = auto.from_config(with_values(config, shrunk_values(config, Sizes()))).eval()
+    return model
+
+
+def inputs_of(model: nn.Module, seed: int = 0, **options: Any) -> dict[str, Any]:
+    def run(inputs: dict[str, Any]) -> None:
+        with torch.no_grad():
+            model(**inputs)
+
+    return generate_inputs(model, run, seed, **options)
+
+
+def test_an_encoder_decoder_is_given_ids_for_both() -> None:
+    inputs = inputs_of(tiny(T5Config, AutoModelForSeq2SeqLM))
+    assert {"input_ids", "decoder_input_ids"} <= set(inputs)
+    assert inputs["input_ids"].shape == (1, TOKENS)
+
+
+def test_images_are_of_the_configs_size() -> None:
+    model = tiny(ViTConfig, AutoModelForImageClassification)
+    side = model.config.image_size
+    assert inputs_of(model)["pixel_values"].shape == (1, 3, side, side)
+
+
+def test_sound_is_as_long_as_the_model_wants_it() -> None:
+    inputs = inputs_of(tiny(WhisperConfig, AutoModelForSpeechSeq2Seq))
+    assert inputs["input_features"].ndim == 3
+
+
+def test_images_among_text_get_their_placeholder_tokens() -> None:
+    model = tiny(Ovis2Config, AutoModelForImageTextToText)
+    inputs = inputs_of(model, whole=True)
+    assert "pixel_values" in inputs
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) > 0
+
+
+class Counting(nn.Module):
+    """Takes ids and keeps those that it was given."""
+
+    def __init__(self, **special: int) -> None:
+        super().__init__()
+        self.config = PretrainedConfig(**special)
+        self.config.vocab_size = 16
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return input_ids
+
+
+def test_ids_avoid_every_special_token() -> None:
+    special = {"pad_token_id": 3, "bos_token_id": 4, "eos_token_id": 5, "image_token_id": 6}
+    drawn = {int(i) for seed in range(40) for i in inputs_of(Counting(**special), seed)["input_ids"].flatten()}
+    assert drawn == set(range(1, 16)) - set(special.values())
+
+
+def test_contents_follow_the_seed() -> None:
+    model = Counting()
+    first, again, other = (inputs_of(model, seed)["input_ids"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_what_no_guess_fits_is_refused_with_the_remedy() -> None:
+    class Opaque(nn.Module):
+        def forward(self, key: Tensor) -> Tensor:
+            raise RuntimeError("wrong key")
+
+    with pytest.raises(RoleError, match=r"No inputs for Opaque .*wrong key.*example_inputs="):
+        inputs_of(Opaque())

@@ -1,0 +1,103 @@
+"""The zoo's bookkeeping: resumed, limited, summed up; and one model all the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from zoo.command import main
+from zoo.pool import append_row, read_rows, run_all
+from zoo.stages import examine
+from zoo.subjects import NotBuiltError, Small, Subject
+from zoo.summary import pattern, summary
+
+
+def subject(name: str, make: Any = lambda: None) -> Subject:
+    return Subject(name, "test", make)
+
+
+def named(one: Subject) -> dict[str, Any]:
+    return {"model": one.name, "source": one.source, "reason": ""}
+
+
+def test_every_subject_comes_back_from_a_process_of_its_own() -> None:
+    rows = list(run_all([subject(n) for n in "abc"], named, jobs=2, seconds=30))
+    assert sorted(row["model"] for row in rows) == ["a", "b", "c"]
+
+
+def test_one_that_hangs_or_dies_costs_only_its_own_line() -> None:
+    def work(one: Subject) -> dict[str, Any]:
+        if one.name == "hangs":
+            time.sleep(60)
+        if one.name == "dies":
+            import os
+
+            os._exit(9)
+        return named(one)
+
+    rows = {r["model"]: r for r in run_all([subject(n) for n in ("hangs", "dies", "fine")], work, jobs=3, seconds=1)}
+    assert rows["hangs"]["reason"].startswith("TIME")
+    assert rows["dies"]["reason"].startswith("DIED")
+    assert rows["fine"]["reason"] == ""
+
+
+def test_a_torn_last_line_is_forgotten_and_not_glued_to(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    append_row(path, {"model": "a"})
+    path.write_text(path.read_text() + '{"model": "b", "sou')
+    append_row(path, {"model": "c"})
+    assert [row["model"] for row in read_rows(path)] == ["a", "c"]
+
+
+def test_refusals_of_one_kind_are_counted_together() -> None:
+    one, other = "The role of 'a.b' (3x4) cannot be proven", "The role of 'c' (12) cannot be proven"
+    assert pattern(one) == pattern(other)
+    assert pattern(one) != pattern("The base of 'a.b' (3x4) cannot be proven")
+
+
+def test_the_summary_counts_what_could_have_passed() -> None:
+    rows = [
+        {"model": "a", "source": "s", "built": True, "converted": True, "check": "pass", "reason": ""},
+        {"model": "b", "source": "s", "built": True, "converted": False, "reason": "no"},
+        {"model": "c", "source": "s", "built": False, "reason": "incomplete"},
+    ]
+    lines = {line.split("  ")[0].strip(): line for line in summary(rows).splitlines() if line.strip()}
+    assert "2/3" in lines["built"]
+    assert "1/2" in lines["converted"]
+    assert "1/1" in lines["check passed"]
+
+
+def test_a_model_that_does_not_build_by_itself_is_no_failure_of_ours() -> None:
+    def broken() -> Small:
+        raise NotBuiltError("its config is incomplete")
+
+    row = examine(subject("broken", broken), "build")
+    assert (row["built"], row["reason"]) == (False, "its config is incomplete")
+
+
+def test_one_model_converts_and_its_forms_agree() -> None:
+    def small() -> Small:
+        def make(width: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+        return Small(16, make, lambda seed: (torch.ones(2, 4),))
+
+    row = examine(subject("mlp", small), "convert")
+    assert row["converted"] is True
+    assert row["folded_is_explicit"] is True
+
+
+def test_the_command_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "zoo.jsonl"
+    arguments = ["--stage", "build", "--only", "torch.nn/*", "--limit", "2", "--out", str(path)]
+    for _ in range(2):
+        assert main(arguments) == 0
+    names = [json.loads(line)["model"] for line in path.read_text().splitlines()]
+    assert len(names) == len(set(names)) == 4
+    assert main(["--summary", "--out", str(path)]) == 0
+    assert "4/4" in capsys.readouterr().out
