@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from torch import nn
 
 from mutransfer.errors import RoleError, ShapeError
 from mutransfer.planning.data import AttentionPlan
-from mutransfer.planning.graph import AttentionSite, attention_sites
+from mutransfer.planning.forward import names_of
 from mutransfer.planning.ops import Trace
+from mutransfer.planning.sites import AttentionSite, attention_sites
 from mutransfer.rules.scale import Scale
 
 _PROBE = 4.0
@@ -26,7 +26,6 @@ class AttentionResult:
 
     set: tuple[AttentionPlan, ...]
     query_folds: Mapping[str, float]
-    base_scales: Mapping[str, tuple[int, float]]
     notes: tuple[str, ...]
 
 
@@ -54,48 +53,48 @@ def plan_attention(
             "attn_mult is given, but no softmax over a product of activations with a readable scale was found in the "
             "model. Leave it at 1, or let the attention take its scale from a Python number."
         )
-    keys = _keys(sites)
+    keys = names_of(sites)
     if keys != list(base_scales):
         raise ShapeError(
             f"The base has {len(base_scales)} attentions and the model {len(sites)}, or in other modules: "
             "build both with one constructor and change only the width."
         )
-    wanted = [_wanted(site, *base_scales[key], table, attn_mult) for key, site in zip(keys, sites, strict=True)]
-    changing = [i for i, site in enumerate(sites) if not math.isclose(wanted[i], site.scale, rel_tol=1e-6)]
+    factors = [_factor(site, *base_scales[key], table, attn_mult) for key, site in zip(keys, sites, strict=True)]
+    changing = [i for i, factor in enumerate(factors) if not math.isclose(factor, 1.0, rel_tol=1e-6)]
     attributes = _find_attributes(model, sites, retrace) if changing else {}
     plans: list[AttentionPlan] = []
     folds: dict[str, float] = {}
     for i in changing:
-        site, factor = sites[i], wanted[i] / sites[i].scale
+        site, factor = sites[i], factors[i]
         why = f"softmax scale {site.scale:.4g} x {factor:.4g}"
         if i in attributes:
             attribute, power = attributes[i]
             value = float(getattr(model.get_submodule(site.module), attribute)) * factor**power
-            base_head_dim = base_scales[keys[i]][0]
-            plans.append(AttentionPlan(site.module, attribute, value, wanted[i], site.head_dim, base_head_dim, why))
+            head_dim = base_scales[keys[i]][0]
+            plans.append(
+                AttentionPlan(site.module, attribute, value, site.scale * factor, site.head_dim, head_dim, why)
+            )
         else:
             folds |= dict.fromkeys(_query_parameters(site, trace), factor)
     notes = (f"softmax scale carried by {', '.join(list(folds)[:3])}",) if folds else ()
-    return AttentionResult(tuple(dict.fromkeys(plans)), folds, dict(base_scales), notes)
+    return AttentionResult(tuple(dict.fromkeys(plans)), folds, notes)
 
 
-def scales_of(trace: Trace) -> dict[str, tuple[int, float]]:
-    """Attention -> (head_dim, softmax scale); an attention's name is its module's path, with #2 for its second, ..."""
-    sites = attention_sites(trace)
-    return {key: (site.head_dim, site.scale) for key, site in zip(_keys(sites), sites, strict=True)}
+def _factor(site: AttentionSite, base_head_dim: int, base_scale: float, table: Scale, attn_mult: float) -> float:
+    """What the model's own softmax scale is to be multiplied by.
 
-
-def _keys(sites: Sequence[AttentionSite]) -> list[str]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for site in sites:
-        seen[site.module] += 1
-        keys.append(site.module if seen[site.module] == 1 else f"{site.module}#{seen[site.module]}")
-    return keys
-
-
-def _wanted(site: AttentionSite, base_head_dim: int, base_scale: float, table: Scale, attn_mult: float) -> float:
-    return base_scale * table.at(m_head=site.head_dim / base_head_dim) * attn_mult
+    Raises:
+        RoleError: head_dim grows and the scale is no number that can be read.
+    """
+    if math.isfinite(site.scale) and math.isfinite(base_scale):
+        return base_scale * table.at(m_head=site.head_dim / base_head_dim) * attn_mult / site.scale
+    if site.head_dim == base_head_dim:
+        return attn_mult
+    raise RoleError(
+        f"The softmax scale of {site.module!r} must change with head_dim ({base_head_dim} at the base, {site.head_dim} "
+        "here), but it is held in a tensor (a learned temperature, say), so it cannot be read. Keep head_dim fixed "
+        "(scale='heads'), or let the module read its scale from a Python number."
+    )
 
 
 def _find_attributes(
@@ -109,7 +108,8 @@ def _find_attributes(
         with _perturbed([m for m in modules.values() if name in _float_attributes(m)], name):
             after = attention_sites(retrace())
         for i, (old, new) in enumerate(zip(sites, after, strict=True)):
-            power = round(math.log(new.scale / old.scale, _PROBE), 6)
+            change = new.scale / old.scale
+            power = round(math.log(change, _PROBE), 6) if math.isfinite(change) else 0
             if power in (1, -1) and i not in found:
                 found[i] = (name, int(power))
     return found
@@ -132,11 +132,18 @@ def _perturbed(modules: Sequence[nn.Module], name: str) -> Iterator[None]:
 
 
 def _query_parameters(site: AttentionSite, trace: Trace) -> tuple[str, ...]:
-    alone = all(len(trace.uses[name]) == 1 for name in site.queries)
-    if site.queries and site.keys and alone and not set(site.queries) & set(site.keys):
+    """The parameters that can carry a factor on the logits: they set the size of the queries, and of nothing else."""
+    shared = next((name for name in site.queries if len(trace.uses[name]) != 1), None)
+    if not site.queries or not site.keys:
+        reason = "what sets the size of its queries or keys could not be found"
+    elif set(site.queries) & set(site.keys):
+        reason = "its queries are fused with its keys"
+    elif shared is not None:
+        reason = f"{shared!r}, which makes its queries, is used elsewhere too"
+    else:
         return site.queries
     raise RoleError(
         f"The softmax scale of {site.module!r} must change with head_dim, but no float attribute of that module sets "
-        "it and its queries are fused with its keys. Keep head_dim fixed (scale='heads'), or let the module read its "
-        "scale from a float attribute."
+        f"it and {reason}. Keep head_dim fixed (scale='heads'), or let the module read its scale from a float "
+        "attribute."
     )

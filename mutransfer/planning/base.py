@@ -15,6 +15,7 @@ from torch import nn
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
 from mutransfer.planning.data import PlanData
+from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import Law, estimate, fits, parameters_of, read_defaults, read_laws
 from mutransfer.planning.rebuild import Build, HeadScaling
 from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of, without_memory
@@ -32,7 +33,7 @@ class Base:
         laws: how each fresh tensor is filled at the base; empty where nothing tells.
         own_laws: the same in the model.
         build: makes the base, to trace its attention; None where it cannot be made.
-        scales: attention module path -> (head_dim, softmax scale) at the base, where it is known without building.
+        forward: of the base, where it is known without building.
         words: what the base is, for the printed plan.
     """
 
@@ -40,7 +41,7 @@ class Base:
     laws: Mapping[str, Law]
     own_laws: Mapping[str, Law]
     build: Build | None
-    scales: Mapping[str, tuple[int, float]] | None
+    forward: Forward | None
     words: str
 
 
@@ -163,7 +164,7 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
         for name, row in compare(shapes, base_shapes).items()
     }
     if not need_laws:
-        return Base(dims, {}, {}, None, saved.base_scales, f"of {path.name}")
+        return Base(dims, {}, {}, None, saved.base_forward, f"of {path.name}")
     laws = {name: line.base_law for name, line in growing.items()}
     values, defaults = parameters_of(model), read_defaults(model)
     if any(p.is_meta for p in values.values()):
@@ -174,7 +175,7 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
             own[name] = defaults[name]
         else:
             own[name] = _snapped(name, estimate(value), laws[name], dims[name])
-    return Base(dims, laws, own, None, saved.base_scales, f"of {path.name}")
+    return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}")
 
 
 def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:

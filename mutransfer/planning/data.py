@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from mutransfer.errors import RuleError, ShapeError, nearest
 from mutransfer.planning import render
+from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import Law
 from mutransfer.records import jsonable, read_json, write_json
 from mutransfer.rules.table import Role
@@ -127,7 +128,7 @@ class PlanData:
         base: what the base was given as, in words.
         params: one line per parameter, in the model's order.
         swaps, attention: what changes in the forward pass.
-        base_scales: attention module path -> (head_dim, softmax scale) at the base, so that a saved plan can be one.
+        base_forward: softmax scales, products and constants of the base's forward pass, so that a saved plan can be one.
         hyperparameters: muP's own, those that are not 1.
         notes: what a user should know and would not see.
     """
@@ -141,7 +142,7 @@ class PlanData:
     params: tuple[ParamPlan, ...]
     swaps: tuple[SwapPlan, ...] = ()
     attention: tuple[AttentionPlan, ...] = ()
-    base_scales: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    base_forward: Forward = field(default_factory=lambda: Forward({}))
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -199,7 +200,7 @@ class PlanData:
             values["params"] = tuple(ParamPlan.from_json(p) for p in values["params"])
             values["swaps"] = tuple(SwapPlan(**s) for s in values["swaps"])
             values["attention"] = tuple(AttentionPlan(**a) for a in values["attention"])
-            values["base_scales"] = {k: (int(v[0]), float(v[1])) for k, v in values["base_scales"].items()}
+            values["base_forward"] = Forward.from_json(values["base_forward"])
             values["notes"] = tuple(values["notes"])
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,14 +1,13 @@
-"""Walks in the traced graph: the norm in front of a tied readout, and every attention's softmax scale."""
+"""Walks in the traced graph: the norm in front of a readout, what stands at the entrance, and what at the exit."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mutransfer.planning.ops import VIEWS, Op, Trace, Use
 
 _NORM_OPERANDS = {"native_layer_norm": (1, 2), "_fused_rms_norm": (1,)}
-_BETWEEN_LOGITS_AND_SOFTMAX = {"add", "masked_fill", "where", "tanh", "sub"} | VIEWS
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def norm_in_front(trace: Trace, readout: Use) -> NormFold | str:
     while True:
         if value in trace.results:
             return "the normalized hidden state also leaves the model"
-        if len(set(map(id, _readers(trace, value)))) != 1:
+        if len(set(map(id, readers(trace, value)))) != 1:
             return "the normalized hidden state has another consumer"
         producer = trace.producer(value)
         if producer is None:
@@ -72,7 +71,7 @@ def _other_input(op: Op) -> int:
     return op.inputs[1 - held]
 
 
-def _readers(trace: Trace, value: int) -> list[Op]:
+def readers(trace: Trace, value: int) -> list[Op]:
     """The ops that read a value; one that autograd keeps for the backward pass is detached, and read by nobody."""
     kept = ("detach", "alias")
     return [
@@ -82,115 +81,37 @@ def _readers(trace: Trace, value: int) -> list[Op]:
     ]
 
 
-@dataclass(frozen=True)
-class AttentionSite:
-    """One softmax over q k.
+def entrances(trace: Trace, growing: Collection[str]) -> frozenset[int]:
+    """Ops with nothing wide in front: no parameter that grows has touched what they read.
 
-    Attributes:
-        module: path of the module that runs it.
-        scale: the effective factor on q k, all scalars on q, k and the logits multiplied.
-        head_dim: the size that q and k are contracted over.
-        queries, keys: the parameters that q and k come from, gains of a QK-norm included.
+    Args:
+        growing: the parameters that have a size that follows the width.
     """
-
-    module: str
-    scale: float
-    head_dim: int
-    queries: tuple[str, ...]
-    keys: tuple[str, ...]
-
-
-def attention_sites(trace: Trace) -> list[AttentionSite]:
-    """Every attention in execution order: SDPA in any of its kernels, or softmax over a product of activations."""
-    sites = []
-    for op in trace.ops:
-        if op.name.startswith("_scaled_dot_product"):
-            scale = op.kwargs.get("scale")
-            head_dim = op.shapes[0][-1]
-            own = float(scale) if scale is not None else 1 / math.sqrt(head_dim)
-            sites.append(_site(trace, op, own, op.inputs[0], op.inputs[1], head_dim))
-        elif op.name in ("_softmax", "softmax", "_safe_softmax"):
-            found = _logits(trace, op.inputs[0])
-            if found:
-                product, scalar = found
-                q, k = product.inputs[-2:]
-                sites.append(_site(trace, product, scalar, q, k, product.shapes[-1][1]))
-    return sites
+    wide: set[int] = set()
+    first: set[int] = set()
+    for index, op in enumerate(trace.ops):
+        if not any(value in wide for i, value in enumerate(op.inputs)):
+            first.add(index)
+        if any(name in growing for name in op.parameters.values()) or any(value in wide for value in op.inputs):
+            wide.update(op.outputs)
+    return frozenset(first)
 
 
-def _site(trace: Trace, op: Op, scale: float, q: int, k: int, head_dim: int) -> AttentionSite:
-    q_scalar, k_scalar = _scalars(trace, q), _scalars(trace, k)
-    queries, keys = _sources(trace, q, {}) or frozenset(), _sources(trace, k, {}) or frozenset()
-    return AttentionSite(op.module, scale * q_scalar * k_scalar, head_dim, tuple(sorted(queries)), tuple(sorted(keys)))
+def exits(trace: Trace, growing: Collection[str]) -> frozenset[int]:
+    """Ops whose result leaves the model with no wide contraction after them, as a readout's does.
 
-
-def _logits(trace: Trace, value: int) -> tuple[Op, float] | None:
-    """The product q k that a softmax reads, and the scalars on the way."""
-    scalar = 1.0
-    while (op := trace.producer(value)) is not None:
-        if op.name in ("bmm", "baddbmm") and not op.parameters:
-            alpha = op.kwargs.get("alpha")
-            return op, scalar * (1.0 if alpha is None else float(alpha))
-        factor = _scalar_of(op)
-        if factor is None and op.name not in _BETWEEN_LOGITS_AND_SOFTMAX:
-            return None
-        scalar *= factor or 1.0
-        value = _larger(op)
-    return None
-
-
-def _larger(op: Op) -> int:
-    """The operand that the others are broadcast to, the first of several: not a mask, nor where's condition."""
-    operands = list(zip(op.inputs, op.shapes, strict=True))[1 if op.name == "where" else 0 :]
-    return max(operands, key=lambda operand: math.prod(operand[1]))[0]
-
-
-def _scalar_of(op: Op) -> float | None:
-    """The number that an op multiplies its one tensor by, if that is all it does."""
-    if len(op.inputs) == 1 and len(op.scalars) == 1:
-        if op.name in ("mul", "mul_"):
-            return op.scalars[0]
-        if op.name in ("div", "div_"):
-            return 1 / op.scalars[0]
-    return None
-
-
-def _scalars(trace: Trace, value: int) -> float:
-    """The numbers that a value is multiplied by on the way back to the parameters that set its size."""
-    scalar = 1.0
-    while (op := trace.producer(value)) is not None and not op.parameters:
-        factor = _scalar_of(op)
-        if factor is None and op.name not in VIEWS | {"add", "mul", "cat", "neg"}:
-            break
-        scalar *= factor or 1.0
-        value = op.inputs[-1 if op.name == "cat" else 0]  # a cache of past keys comes first
-    return scalar
-
-
-def _sources(trace: Trace, value: int, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
-    """The parameters that a value is proportional to when they are scaled together; None where there are none.
-
-    Every summand must be proportional to its own: the weight and the bias of a projection, both halves of a rotation.
-    Of a product one factor is enough, and a gain (a QK-norm's) ends the search.
+    A router, a key of few heads, a squeeze: whatever they make is multiplied by a growing parameter again.
     """
-    if value not in known:
-        known[value] = None  # a value is no source of itself
-        op = trace.producer(value)
-        known[value] = _sources_of(trace, op, known) if op is not None else None
-    return known[value]
-
-
-def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
-    own = frozenset(op.parameters.values())
-    rest = [v for i, v in enumerate(op.inputs) if i not in op.parameters]
-    if op.name in ("add", "sub", "cat"):
-        parts = [_sources(trace, v, known) for v in rest]
-        if op.name == "cat" and not own:
-            parts = parts[-1:] if parts[:1] == [None] else parts  # a cache of past keys comes first
-        summed = frozenset().union(own, *(part or frozenset() for part in parts))
-        return summed if all(parts) and summed else None
-    if own:
-        return own
-    if op.name in ("mul", "div") or op.name in VIEWS or op.name == "neg":
-        return next((found for v in rest if (found := _sources(trace, v, known))), None)
-    return None
+    inner: set[int] = set()
+    leaving = set(trace.results)
+    last: set[int] = set()
+    for index in range(len(trace.ops) - 1, -1, -1):
+        op = trace.ops[index]
+        if any(value in inner for value in op.outputs):
+            inner.update(op.inputs)
+        elif any(value in leaving for value in op.outputs):
+            last.add(index)
+            leaving.update(op.inputs)
+        if any(name in growing for name in op.parameters.values()):
+            inner.update(op.inputs)
+    return frozenset(last)

@@ -72,18 +72,26 @@ class Op:
 @dataclass(frozen=True)
 class Trace:
     """One forward pass: every use of every parameter in execution order, the graph of ops, the values that leave the
-    model, and the parameters that are normalized before they are used (weight_norm)."""
+    model, the parameters that are normalized before they are used (weight_norm), and the values that it is given."""
 
     uses: Mapping[str, tuple[Use, ...]]
     ops: tuple[Op, ...]
     results: frozenset[int]
     normalized: frozenset[str] = frozenset()
+    given: frozenset[int] = frozenset()
+
+    def index(self, op: Op) -> int:
+        return self._indices[id(op)]
 
     def producer(self, value: int) -> Op | None:
         return self._producers.get(value)
 
     def consumers(self, value: int) -> list[Op]:
         return self._consumers.get(value, [])
+
+    @cached_property
+    def _indices(self) -> dict[int, int]:
+        return {id(op): index for index, op in enumerate(self.ops)}
 
     @cached_property
     def _producers(self) -> dict[int, Op]:

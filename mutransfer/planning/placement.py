@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.data import SwapPlan
+from mutransfer.planning.forward import Correction
 from mutransfer.planning.graph import NormFold, norm_in_front
 from mutransfer.planning.laws import Law
 from mutransfer.planning.options import Options
@@ -55,16 +56,21 @@ def place_multipliers(
     laws: Mapping[str, Law],
     options: Options,
     query_folds: Mapping[str, float],
+    corrections: Sequence[Correction] = (),
 ) -> Placement:
     """Places every multiplier that is not 1.
 
     Args:
         query_folds: parameter -> factor that it carries for an attention's softmax scale.
+        corrections: what parameters carry to make up for constants of the forward pass that depend on width.
 
     Raises:
-        RoleError: a tied readout whose multiplier can go nowhere, or a tied model under a table that has no ties.
+        RoleError: a multiplier that can go nowhere, or a tied model under a table that has no ties.
     """
+    _refuse_without_target(options, roles)
     placer = _Placer(model, trace, options)
+    for correction in corrections:
+        placer.place_correction(correction, roles)
     for name, factor in query_folds.items():
         placer.result.fold(name, factor, f"carries the softmax scale's factor {factor:.4g}")
     for name, role in roles.items():
@@ -79,7 +85,20 @@ class _Placer:
     def __init__(self, model: nn.Module, trace: Trace, options: Options) -> None:
         self.model, self.trace, self.options = model, trace, options
         self.names = _all_names(model)
+        self.given_back: dict[str, float] = {}
         self.result = Placement("explicit" if options.form == "explicit" else "folded")
+
+    def place_correction(self, correction: Correction, roles: Mapping[str, Assignment]) -> None:
+        """Parameters carry the inverse of a constant; as a readout too, a tied one gives it back."""
+        shared = [name for name in correction.parameters if len(self.trace.uses[name]) > 1]
+        if self.options.init == "keep" or any(not roles[name].readouts for name in shared):
+            reason = f"{shared[0]!r} is used elsewhere too" if shared else "values are kept"
+            self.result.notes.append(f"not made up for ({reason}): {correction.why.partition(': ')[2]}")
+            return
+        for name in correction.parameters:
+            self.result.fold(name, correction.factor, correction.why)
+            if roles[name].readouts:
+                self.given_back[name] = self.given_back.get(name, 1.0) / correction.factor
 
     def place_own(self, name: str, role: Assignment, *, constant: bool) -> None:
         """A parameter's own multiplier; a tied tensor's as embedding cannot be folded, for it is a readout too."""
@@ -123,7 +142,8 @@ class _Placer:
                 f"{name!r} is embedding and readout at once (tied), which {table.name!r} initialises differently. "
                 "Untie them, use 'mup', or form='folded'."
             )
-        multiplier = tied_multiplier(table, role.m_out) * self.options.hyperparameters.output_mult
+        own = self.given_back.get(name, 1.0) * self.options.hyperparameters.output_mult
+        multiplier = tied_multiplier(table, role.m_out) * own
         if multiplier == 1.0:
             return
         front = "form='explicit'" if self.options.form == "explicit" else self._norm_in_front(role)
@@ -162,7 +182,20 @@ class _Placer:
 def _own_multiplier(options: Options, role: Assignment, constant: bool) -> float:
     cell = options.table.row(role.role, constant=constant).multiplier.at(m_in=role.m_in, m_out=role.m_out)
     own = {Role.INPUT: options.hyperparameters.embedding_mult, Role.OUTPUT: options.hyperparameters.output_mult}
-    return cell * own.get(role.role, 1.0)
+    return cell * (own.get(role.role, 1.0) if role.outermost else 1.0)
+
+
+def _refuse_without_target(options: Options, roles: Mapping[str, Assignment]) -> None:
+    """A hyperparameter that would do nothing is a mistake."""
+    outermost = [role for role in roles.values() if role.outermost]
+    targets = {
+        "embedding_mult": any(role.role is Role.INPUT for role in outermost),
+        "output_mult": any(role.role is Role.OUTPUT or role.readouts for role in outermost),
+    }
+    for name, reached in targets.items():
+        if getattr(options.hyperparameters, name) != 1.0 and not reached:
+            kind = "embedding or input layer" if name == "embedding_mult" else "readout"
+            raise RoleError(f"{name} is given, but the model has no {kind} that it could reach. Leave it at 1.")
 
 
 def tied_multiplier(table: Parameterization, m: float) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError
-from mutransfer.planning.attention import AttentionResult, plan_attention, scales_of
+from mutransfer.planning.attention import AttentionResult, plan_attention
 from mutransfer.planning.base import Base, BaseSpec, read_base
 from mutransfer.planning.data import ParamPlan, PlanData
+from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.inputs import find_inputs
 from mutransfer.planning.laws import Law
@@ -41,8 +42,11 @@ def resolve(
     traced = trace(model, inputs)
     check_patterns(options.hyperparameters, traced.uses)
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
-    attention = _attention(model, traced, inputs, known, options)
-    placement = place_multipliers(model, traced, roles, known.laws, options, attention.query_folds)
+    own = forward_of(traced)
+    at_base, base_notes = _forward_at_base(known, inputs, own)
+    attention = _attention(model, traced, inputs, at_base, options)
+    corrections, constant_notes = compare_forward(traced, at_base)
+    placement = place_multipliers(model, traced, roles, known.laws, options, attention.query_folds, corrections)
     aliases = _aliases(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     lines = tuple(
@@ -62,9 +66,9 @@ def resolve(
         params=lines,
         swaps=tuple(placement.swaps),
         attention=attention.set,
-        base_scales=attention.base_scales,
+        base_forward=own if options.init == "keep" else at_base,
         hyperparameters=options.hyperparameters.set_values(),
-        notes=(*attention.notes, *placement.notes, *_notes(lines)),
+        notes=(*attention.notes, *base_notes, *constant_notes, *placement.notes, *_notes(lines)),
     )
 
 
@@ -78,34 +82,34 @@ def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
             )
 
 
-def _attention(model: nn.Module, traced: Trace, inputs: Any, known: Base, options: Options) -> AttentionResult:
-    own = scales_of(traced)
-    if options.init == "keep":
-        return AttentionResult((), {}, own, _kept(own, options))
-    base_scales = known.scales if known.scales is not None else _scales_at_base(known, inputs) if own else {}
-    return plan_attention(
-        model,
-        traced,
-        lambda: trace(model, inputs),
-        base_scales,
-        options.table.attention,
-        options.hyperparameters.attn_mult,
-    )
-
-
-def _kept(own: Mapping[str, object], options: Options) -> tuple[str, ...]:
-    if own and options.hyperparameters.attn_mult != 1.0:
+def _attention(model: nn.Module, traced: Trace, inputs: Any, at_base: Forward, options: Options) -> AttentionResult:
+    mult = options.hyperparameters.attn_mult
+    if options.init != "keep":
+        return plan_attention(
+            model, traced, lambda: trace(model, inputs), at_base.scales, options.table.attention, mult
+        )
+    own = forward_of(traced).scales
+    if own and mult != 1.0:
         raise ConfigError("attn_mult would change the function of a model whose values are kept (init='keep').")
-    return ("softmax scales are left as they are (init='keep')",) if own else ()
+    return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own else ())
 
 
-def _scales_at_base(known: Base, inputs: Any) -> dict[str, tuple[int, float]]:
+def _forward_at_base(known: Base, inputs: Any, own: Forward) -> tuple[Forward, tuple[str, ...]]:
+    """The base's forward pass. Where it does not take the model's inputs, nor any that can be guessed, a model without
+    attention is taken to have no constant that depends on width, and a note says so."""
+    if known.forward is not None:
+        return known.forward, ()
     assert known.build is not None
     base = without_memory(known.build)
     try:
-        return scales_of(trace(base, inputs))
+        return forward_of(trace(base, inputs)), ()
     except MutransferError:
-        return scales_of(trace(base, find_inputs(base, None)))
+        try:
+            return forward_of(trace(base, find_inputs(base, None))), ()
+        except MutransferError:
+            if own.scales:
+                raise
+            return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
 def _line(name: str, role: Assignment, known: Base, placement: Placement, options: Options) -> ParamPlan:

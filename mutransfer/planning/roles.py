@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mutransfer.errors import RoleError, nearest
 from mutransfer.planning.sizes import Dim
+from mutransfer.planning.graph import entrances, exits
 from mutransfer.planning.layout import Dims
 from mutransfer.planning.ops import Trace, Use
 from mutransfer.rules.table import Role
@@ -23,8 +24,10 @@ class Assignment:
         uses: how the trace saw it, in words.
         fan_in: number of entries summed per output; 1 where nothing is contracted.
         m_in, m_out: ratios to the base, of the contracted dimensions and of the others.
-        readouts: the uses as readout of a tensor that is looked up too (a tied embedding); else none.
         why: the reason in words.
+        readouts: the uses as readout of a tensor that is looked up too (a tied embedding); else none.
+        outermost: role input with nothing wide in front of it, or output with no wide contraction after it: the
+            layers that muP's own embedding and output multipliers mean, and not a router or a squeeze inside.
     """
 
     role: Role
@@ -34,6 +37,7 @@ class Assignment:
     m_out: float
     why: str
     readouts: tuple[Use, ...] = ()
+    outermost: bool = True
 
 
 def assign_roles(
@@ -51,10 +55,20 @@ def assign_roles(
         RoleError: no proof, or a pattern that matches nothing.
     """
     given = _given_roles(trace.uses, patterns)
-    return {
-        name: _forced(name, dims[name], uses, given[name]) if name in given else _proven(name, dims, trace.uses, strict)
-        for name, uses in trace.uses.items()
-    }
+    growing = {name for name in trace.uses if _growing(dims[name])}
+    first, last = entrances(trace, growing), exits(trace, growing)
+    assigned = {}
+    for name, uses in trace.uses.items():
+        forced = name in given
+        own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses, strict)
+        assigned[name] = replace(own, outermost=_outermost(own.role, uses, first, last))
+    return assigned
+
+
+def _outermost(role: Role, uses: Sequence[Use], first: Collection[int], last: Collection[int]) -> bool:
+    if role is Role.INPUT:
+        return any(use.kind == "lookup" or use.additive or use.op in first for use in uses)
+    return any(use.op in last for use in uses)
 
 
 def _given_roles(names: Mapping[str, object], patterns: Mapping[str, str]) -> dict[str, Role]:

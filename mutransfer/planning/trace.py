@@ -82,10 +82,11 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tra
         state |= {name: _fake_buffer(b, numbers.get(name)) for name, b in model.named_buffers()}
         args, kwargs = _fake_inputs(args), _fake_inputs(kwargs)
     tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
+    given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
     with _module_path(model, tracer.path), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
     results = frozenset(tracer.number(t) for t in tensors_in((_opened(out),)))
-    return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized))
+    return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)
 
 
 def _fake_parameter(tensor: Tensor) -> Tensor:

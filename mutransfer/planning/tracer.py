@@ -48,9 +48,11 @@ _SUMS = {"sum", "mean"}
 @dataclass
 class _Product:
     """An activation times a parameter, entry by entry. Where it is summed and read nowhere else, that contracts the
-    parameter, as in `(h * v).sum(-1)`."""
+    parameter, as in `(h * v).sum(-1)`. `shared` are the dimensions that the activation has too: each of its entries
+    meets its own."""
 
     layouts: tuple[Layout, ...]
+    shared: Mapping[str, Dims]
     source: _Product | None = None
     readers: int = 0
 
@@ -108,6 +110,7 @@ class Tracer(TorchDispatchMode):
         self.normalized: set[str] = set()
         self._uses: dict[str, list[Use]] = {name: [] for name in parameters}
         self._numbers: dict[int, int] = {}
+        self._count = -1
         self._alive: list[Any] = []  # values and storages are told apart by address: none may be freed
         self._layouts: dict[int, tuple[Layout, ...]] = {
             _address(p): (Layout.whole(name, p),)
@@ -125,9 +128,12 @@ class Tracer(TorchDispatchMode):
                 found[name].append(use)
         return {name: tuple(sorted(uses, key=lambda use: use.op)) for name, uses in found.items()}
 
-    def number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor, *, fresh: bool = False) -> int:
+        """The number of a tensor's value; one that is written in place has a fresh value."""
         self._alive.append(tensor)
-        return self._numbers.setdefault(id(tensor), len(self._numbers))
+        if fresh or id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = self._count = self._count + 1
+        return self._numbers[id(tensor)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,7 +160,7 @@ class Tracer(TorchDispatchMode):
                 call.packet,
                 self.path[-1] if self.path else "",
                 tuple(self.number(t) for t in held.values()),
-                tuple(self.number(t) for t in results),
+                tuple(self.number(t, fresh=call.in_place) for t in results),
                 tuple(numbers.values()),
                 {k: v for k, v in kwargs.items() if isinstance(v, int | float | None)},
                 {i: found[0].parameter for i, found in layouts.items()},
@@ -240,20 +246,19 @@ class Tracer(TorchDispatchMode):
             product.readers += 1
             for layout in product.layouts if call.name in _SUMS else ():
                 if summed := union(layout.label(t), _reduced(call.args, t)):
-                    self._summed.append((product, layout.parameter, self._make("contraction", summed)))
+                    batch = product.shared[layout.parameter] - summed
+                    self._summed.append((product, layout.parameter, self._make("contraction", summed, batch)))
             if call.name in _PRODUCTS and call.results[0].shape == t.shape:
                 moved = tuple(Layout.of(p.parameter, call.results[0], p.label(t)) for p in product.layouts)
-                self._products[_address(call.results[0])] = _Product(moved, product)
+                self._products[_address(call.results[0])] = _Product(moved, product.shared, product)
 
     def _use_all(self, call: _Call) -> None:
-        result = call.results[0]
         for i in call.layouts:
             self._add(call, i, self._use(call, i))
-            if call.name == "mul":
-                labels = ((p.parameter, broadcast(p.label(call.held[i]), result.ndim)) for p in call.layouts[i])
-                self._products[_address(result)] = _Product(tuple(Layout.of(n, result, row) for n, row in labels))
+            if call.name == "mul" and len(call.held) == 2:
+                self._products[_address(call.results[0])] = _product(call, i)
         if call.in_place:  # an activation was written over what held the parameter
-            self._layouts.pop(_address(result), None)
+            self._layouts.pop(_address(call.results[0]), None)
 
     def _add(self, call: _Call, index: int, use: Use | None) -> None:
         """Notes a use of an operand's parameters; one that is not known is opaque."""
@@ -291,8 +296,8 @@ class Tracer(TorchDispatchMode):
         if "convolution" in call.name:
             return self._convolution(call, labels)
         contracted, batch = _CONTRACTIONS[call.name][index]
-        others = (p.parameter for j, found in call.layouts.items() if j in _CONTRACTIONS[call.name] for p in found)
-        partner = next((name for name in others if name != layout.parameter), "")
+        others = [j for j in call.layouts if j != index and j in _CONTRACTIONS[call.name]]
+        partner = call.layouts[others[0]][0].parameter if others else ""
         return replace(self._make("contraction", union(labels, contracted), union(labels, batch)), partner=partner)
 
     def _convolution(self, call: _Call, labels: Labels) -> Use | None:
@@ -352,6 +357,16 @@ def _moved(call: _Call, labels: Labels) -> Labels:
         axis %= len(labels) + 1
         return (*labels[:axis], frozenset(), *labels[axis:])
     return broadcast(labels, call.results[0].ndim)
+
+
+def _product(call: _Call, index: int) -> _Product:
+    """What `mul` makes of the parameters in one operand and the activation in the other."""
+    result = call.results[0]
+    (other,) = (t for i, t in call.held.items() if i != index)
+    wide = [axis for axis in range(-other.ndim, 0) if other.shape[axis] > 1]
+    labels = {p.parameter: broadcast(p.label(call.held[index]), result.ndim) for p in call.layouts[index]}
+    layouts = tuple(Layout.of(name, result, row) for name, row in labels.items())
+    return _Product(layouts, {name: union(row, wide) for name, row in labels.items()})
 
 
 def _gathers_first(call: _Call) -> bool:

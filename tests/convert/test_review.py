@@ -12,7 +12,7 @@ from toy_models import Decoder
 
 import mutransfer as mt
 from mutransfer.errors import RoleError
-from mutransfer.planning.graph import attention_sites
+from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.trace import trace
 
 X = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

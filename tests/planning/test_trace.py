@@ -9,7 +9,8 @@ from torch.nn import functional
 from toy_models import Decoder
 
 from mutransfer.errors import RoleError
-from mutransfer.planning.graph import NormFold, attention_sites, norm_in_front
+from mutransfer.planning.graph import NormFold, norm_in_front
+from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.trace import trace
 
 IDS = torch.ones(1, 8, dtype=torch.long)

@@ -1,0 +1,197 @@
+"""What a forward pass does with width beside its parameters: softmax scales, other products of activations, constants.
+
+Base and model are compared op for op. A constant that differs and multiplies what a parameter contributes (an embedding
+times sqrt(width), a readout times 1/sqrt(width)) would scale that contribution with width behind the table's back, so
+the parameter carries its inverse; what cannot be decided is listed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from mutransfer.planning.graph import readers
+from mutransfer.planning.ops import VIEWS, Op, Trace
+from mutransfer.planning.sites import AttentionSite, attention_sites, scalar_of
+
+_ROWS_TIMES_COLUMNS = {"mm": (0, 1), "bmm": (0, 2), "addmm": (1, 1), "baddbmm": (1, 2), "dot": (0, 0), "mv": (0, 1)}
+"""Op -> the operand and its dimension that is summed over."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One model's forward pass at one size.
+
+    Attributes:
+        scales: attention (its module's path, with #2 for its second, ...) -> (head_dim, softmax scale).
+        products: (module, size summed over) of every other product of two activations.
+        constants: (module, factor) of every activation times a number, those of the scales left out.
+    """
+
+    scales: Mapping[str, tuple[int, float]]
+    products: tuple[tuple[str, int], ...] = ()
+    constants: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        scales = {k: (int(v[0]), math.nan if v[1] is None else float(v[1])) for k, v in data["scales"].items()}
+        products = tuple((str(module), int(size)) for module, size in data["products"])
+        constants = tuple((str(m), math.nan if value is None else float(value)) for m, value in data["constants"])
+        return cls(scales, products, constants)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A constant that differs between base and model, on what some parameters contribute.
+
+    Attributes:
+        factor: what they carry to make up for it: the base's constant over the model's.
+        why: in words.
+    """
+
+    parameters: tuple[str, ...]
+    factor: float
+    why: str
+
+
+def forward_of(trace: Trace) -> Forward:
+    """What is remembered of a forward pass."""
+    sites = attention_sites(trace)
+    scales = {key: (site.head_dim, site.scale) for key, site in zip(names_of(sites), sites, strict=True)}
+    products = tuple((trace.ops[i].module, size) for i, size in _products(trace, sites))
+    constants = tuple((trace.ops[i].module, value) for i, value in _constants(trace, sites))
+    return Forward(scales, products, constants)
+
+
+def names_of(sites: Sequence[AttentionSite]) -> list[str]:
+    """An attention's name is its module's path, with #2 for the module's second."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for site in sites:
+        seen[site.module] += 1
+        keys.append(site.module if seen[site.module] == 1 else f"{site.module}#{seen[site.module]}")
+    return keys
+
+
+def compare_forward(trace: Trace, base: Forward) -> tuple[list[Correction], list[str]]:
+    """The constants that the parameters must make up for, and notes on what cannot be decided."""
+    sites = attention_sites(trace)
+    own_constants, own_products = _constants(trace, sites), _products(trace, sites)
+    notes = []
+    corrections: list[Correction] = []
+    if [trace.ops[i].module for i, _ in own_constants] != [module for module, _ in base.constants]:
+        notes.append("the forward pass is not op for op the base's: constants that depend on width were not looked for")
+    else:
+        differing = [
+            (trace.ops[i], value, at_base)
+            for (i, value), (_, at_base) in zip(own_constants, base.constants, strict=True)
+            if not math.isclose(value, at_base, rel_tol=1e-9)
+        ]
+        for op, value, at_base in differing:
+            _correct(trace, op, value, at_base, corrections, notes)
+    if [trace.ops[i].module for i, _ in own_products] == [module for module, _ in base.products]:
+        grown = [trace.ops[i].module for (i, size), (_, at) in zip(own_products, base.products, strict=True) if size != at]
+        if grown:
+            notes.append(
+                f"{len(grown)} products of two activations sum over a size that grows with width, and no softmax scale "
+                f"could be read there ({_few(grown)}): no rule is applied to them"
+            )
+    return corrections, notes
+
+
+def _correct(
+    trace: Trace, op: Op, value: float, at_base: float, corrections: list[Correction], notes: list[str]
+) -> None:
+    """Finds the parameters whose contribution a differing constant multiplies."""
+    source = _contribution(trace, op)
+    if source == "harmless":
+        return
+    words = f"{op.module!r} multiplies by {value:.4g}, the base by {at_base:.4g}"
+    if isinstance(source, tuple) and math.isfinite(value) and math.isfinite(at_base):
+        corrections.append(Correction(source, at_base / value, f"makes up for a constant: {words}"))
+    else:
+        notes.append(f"{words}: this is no parameter's contribution alone, and is left as it is")
+
+
+def _contribution(trace: Trace, op: Op) -> tuple[str, ...] | str:
+    """The parameters of the op whose result alone is multiplied; "harmless" where a size is divided out again (a mean,
+    a norm), "" where neither can be seen."""
+    value = op.inputs[0]
+    while (producer := trace.producer(value)) is not None:
+        if len({id(reader) for reader in readers(trace, value)}) != 1:
+            return ""
+        if producer.parameters:
+            return "" if producer.shifted else tuple(dict.fromkeys(producer.parameters.values()))
+        if producer.static or producer.name in ("sum", "mean"):
+            return "harmless"
+        if producer.name in ("div", "mul") and _normalizes(trace, producer):
+            return "harmless"
+        if producer.name not in VIEWS:
+            return ""
+        value = producer.inputs[0]
+    return "" if value in trace.given else "harmless"
+
+
+def _normalizes(trace: Trace, op: Op) -> bool:
+    """Whether an activation is divided by its own norm."""
+    if len(op.inputs) != 2:
+        return False
+    found, todo = False, [op.inputs[1]]
+    for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
+        producers = [p for v in todo if (p := trace.producer(v)) is not None]
+        found = found or any(p.name in ("linalg_vector_norm", "rsqrt", "norm", "mean", "sum") for p in producers)
+        todo = [v for p in producers for v in p.inputs]
+        if op.inputs[0] in todo:
+            return found
+    return False
+
+
+def _constants(trace: Trace, sites: Sequence[AttentionSite]) -> list[tuple[int, float]]:
+    """Every activation times a number, those that an attention's scale is read from left out."""
+    read = frozenset().union(*(site.ops for site in sites))
+    found = ((i, scalar_of(trace, op)) for i, op in enumerate(trace.ops) if i not in read)
+    return [(i, factor) for i, factor in found if factor is not None and math.isfinite(factor)]
+
+
+def _products(trace: Trace, sites: Sequence[AttentionSite]) -> list[tuple[int, int]]:
+    """Every product of two activations that is summed and is no attention's q k, with the size summed over."""
+    read = frozenset().union(*(site.ops for site in sites))
+    found = []
+    for i, op in enumerate(trace.ops):
+        size = None if i in read or op.static or op.parameters else _summed_size(trace, op)
+        if size is not None:
+            found.append((i, size))
+    return found
+
+
+def _summed_size(trace: Trace, op: Op) -> int | None:
+    if op.name in _ROWS_TIMES_COLUMNS:
+        operand, axis = _ROWS_TIMES_COLUMNS[op.name]
+        dynamic = all(_reached(trace, value) for value in op.inputs[operand : operand + 2])
+        return op.shapes[operand][axis] if dynamic else None
+    if op.name not in ("sum", "mean"):
+        return None
+    value = op.inputs[0]
+    while (producer := trace.producer(value)) is not None and producer.name in VIEWS:
+        value = producer.inputs[0]
+    if producer is None or producer.name != "mul" or len(set(producer.inputs)) != 2 or producer.parameters:
+        return None
+    whole = [math.prod(shape) for shape in producer.shapes]
+    alone = len({id(reader) for reader in readers(trace, producer.outputs[0])}) == 1
+    if not alone or min(whole) < max(whole) or not all(_reached(trace, v) for v in producer.inputs):
+        return None
+    return math.prod(op.shapes[0]) // max(1, math.prod(op.result_shapes[0]))
+
+
+def _reached(trace: Trace, value: int) -> bool:
+    """Whether an input of the model reaches a value."""
+    producer = trace.producer(value)
+    return value in trace.given if producer is None else not producer.static
+
+
+def _few(modules: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(modules))
+    return ", ".join(map(repr, unique[:3])) + (", ..." if len(unique) > 3 else "")

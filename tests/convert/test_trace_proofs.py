@@ -1,0 +1,143 @@
+"""A role is proven by what is summed, however the forward pass writes the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import mutransfer as mt
+from mutransfer.errors import RoleError
+
+WIDTHS = (64, 16)
+X = torch.zeros(2, 6, 5)
+IDS = torch.ones(2, 6, dtype=torch.long)
+
+
+class Net(nn.Module):
+    """An input layer, one nonlinearity, and whatever `head` does with the hidden state and a parameter or two."""
+
+    def __init__(self, width: int, head: Callable[[Net, Tensor], Tensor], **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, width)
+        self.head = head
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape) / 4))
+        self.register_buffer("mask", torch.ones(7, width).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self, torch.tanh(self.embed(x)))
+
+
+def roles(head: Callable[[Net, Tensor], Tensor], shapes: Callable[[int], dict[str, tuple[int, ...]]]) -> dict[str, str]:
+    def build(width: int) -> nn.Module:
+        return Net(width, head, **shapes(width))
+
+    plan = mt.plan(build(WIDTHS[0]), "mup", base=WIDTHS[1], factory=build, example_inputs=X)
+    return {name: plan[name].role.value for name in shapes(8)}
+
+
+READOUTS = {
+    "masked": lambda m, h: functional.linear(h, m.r * m.mask),
+    "merged with a delta": lambda m, h: functional.linear(h, m.r + m.d),
+    "concatenated": lambda m, h: functional.linear(h, torch.cat([m.r, m.d])),
+    "stacked": lambda m, h: torch.einsum("btw,kcw->bktc", h, torch.stack([m.r, m.d])),
+    "cast and shifted": lambda m, h: functional.linear(h, (m.r.bfloat16() - m.d.bfloat16()).float()),
+    "squashed": lambda m, h: functional.linear(h, torch.tanh(m.r)),
+    "reparametrized by a sigmoid gate of parameters": lambda m, h: functional.linear(h, m.r * torch.sigmoid(m.d)),
+}
+
+
+@pytest.mark.parametrize("head", READOUTS.values(), ids=READOUTS.keys())
+def test_a_readout_made_of_parameters_is_a_readout_in_all_of_them(head: Callable[[Net, Tensor], Tensor]) -> None:
+    found = roles(head, lambda w: {"r": (7, w), "d": (7, w)} if "d" in head.__code__.co_names else {"r": (7, w)})
+    assert set(found.values()) == {"output"}
+
+
+def test_one_gain_a_row_or_column_of_a_weight_is_a_vector() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        return functional.linear(h, m.w * m.rows[:, None] * m.columns).sum(-1)
+
+    found = roles(head, lambda w: {"w": (w, w), "rows": (w,), "columns": (w,)})
+    assert found == {"w": "hidden", "rows": "vector", "columns": "vector"}
+
+
+SUMS = {
+    "(h * v).sum(-1)": lambda m, h: (h * m.v).sum(-1),
+    "(v * h).mean(dim=2)": lambda m, h: (m.v * h).mean(dim=2),
+    "scaled, then summed": lambda m, h: ((h * m.v) / 3).sum(-1, keepdim=True),
+    "h @ v": lambda m, h: h @ m.v,
+    "einsum": lambda m, h: torch.einsum("btw,w->bt", h, m.v),
+}
+
+
+@pytest.mark.parametrize("head", SUMS.values(), ids=SUMS.keys())
+def test_a_product_that_is_summed_over_the_width_is_a_readout(head: Callable[[Net, Tensor], Tensor]) -> None:
+    assert roles(head, lambda w: {"v": (w,)}) == {"v": "output"}
+
+
+GAINS = {
+    "a gain": lambda m, h: h * m.v,
+    "a gain in front of a hand-written norm": lambda m, h: h * m.v - (h * m.v).mean(-1, keepdim=True),
+    "a gain whose product is centred": lambda m, h: (lambda y: y - y.mean(-1, keepdim=True))(h * m.v),
+    "a gain, pooled over positions": lambda m, h: (h * m.v).mean(1),
+    "1 + w": lambda m, h: h * (1 + m.v),
+}
+
+
+@pytest.mark.parametrize("name", ["a gain", "a gain whose product is centred", "a gain, pooled over positions", "1 + w"])
+def test_a_gain_stays_a_vector(name: str) -> None:
+    assert roles(GAINS[name], lambda w: {"v": (w,)}) == {"v": "vector"}
+
+
+def test_learned_queries_that_a_matrix_projects_are_embeddings_and_the_matrix_is_hidden() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        return torch.softmax((m.queries @ m.w) @ h.mT / 8, -1) @ h
+
+    assert roles(head, lambda w: {"queries": (3, w), "w": (w, w)}) == {"queries": "input", "w": "hidden"}
+
+
+@pytest.mark.parametrize(
+    ("head", "shapes"),
+    [
+        (lambda m, h: functional.linear(h, m.a @ m.b), lambda w: {"a": (w, 3), "b": (3, w)}),
+        (lambda m, h: functional.linear(h, m.a @ m.b), lambda w: {"a": (w, 2 * w), "b": (2 * w, w)}),
+        (lambda m, h: functional.linear(h, m.a * torch.sigmoid(h.mean((0, 1)))), lambda w: {"a": (7, w)}),
+        (lambda m, h: functional.linear(h, m.a[:, None] * m.b), lambda w: {"a": (7,), "b": (w,)}),
+    ],
+    ids=["low-rank product", "product of matrices", "gated by the input", "outer product"],
+)
+def test_a_weight_whose_contraction_cannot_be_told_is_refused(
+    head: Callable[[Net, Tensor], Tensor], shapes: Callable[[int], dict[str, tuple[int, ...]]]
+) -> None:
+    with pytest.raises(RoleError, match="cannot be proven"):
+        roles(head, shapes)
+
+
+def test_one_matrix_a_head_is_a_vector_where_the_heads_are_what_grows() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        return torch.einsum("bthd,hde->bthe", h.unflatten(-1, (-1, 8)), m.w)
+
+    assert roles(head, lambda w: {"w": (w // 8, 8, 8)}) == {"w": "vector"}
+
+
+def test_matrices_gathered_by_a_router_are_hidden() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        chosen = (h @ m.router).argmax(-1).flatten()
+        return torch.bmm(h.flatten(0, 1)[:, None], m.experts[chosen])
+
+    assert roles(head, lambda w: {"router": (w, 4), "experts": (4, w, 2 * w)}) == {
+        "router": "output",
+        "experts": "hidden",
+    }
+
+
+def test_a_table_that_multiplies_is_a_gain_and_one_that_is_added_an_embedding() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        decay = torch.exp(-torch.exp(m.a_log))  # as state-space models have it
+        return ((h + m.positions)[..., None] * decay).sum(-1)
+
+    assert roles(head, lambda w: {"a_log": (w, 3), "positions": (6, w)}) == {"a_log": "vector", "positions": "input"}
