@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -89,16 +88,20 @@ def _small(timm: Any, name: str) -> Small:
     model_class, arguments = _call_of(timm, name)
     sides: list[int] = []
 
+    def build(config: Any) -> nn.Module:
+        return model_class(**vars(config))
+
     def accept(config: Any) -> None:
-        sides[:] = [_side(model_class(**vars(config)).eval())]
+        discover_widths(config, build)
+        sides[:] = [_side(build(config).eval())]
 
     shrunk = shrink(arguments, accept)
     width = shrunk.sizes.width
 
-    widths = discover_widths(shrunk.config, lambda config: model_class(**vars(config)))
+    widths = discover_widths(shrunk.config, build)
 
     def make(width_now: int) -> nn.Module:
-        return model_class(**vars(widths.at(shrunk.config, width_now // width)))
+        return build(widths.at(shrunk.config, width_now // width))
 
     notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **widths.summary()}
     return Small(width, make, images(BATCH, sides[0]), notes)
@@ -116,7 +119,7 @@ def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
             kwargs.pop(key, None)
         if config is not None or "cfg" in inspect.signature(model_class.__init__).parameters:
             configs = getattr(sys.modules[entry.__module__], "model_cfgs", {})
-            kwargs["cfg"] = config if dataclasses.is_dataclass(config) else configs[config or variant]
+            kwargs["cfg"] = configs.get(config or variant) if config is None or isinstance(config, str) else config
         calls.append((model_class, kwargs))
         return nn.Identity()
 

@@ -85,15 +85,16 @@ def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, bool]:
     failure: MutransferError | None = None
     for whole in (True, False):
         try:
-            return shrink(config, lambda small, whole=whole: _accept(model_class(small), whole)), whole  # type: ignore[misc]
+            return shrink(config, lambda small, whole=whole: _accept(model_class, small, whole)), whole  # type: ignore[misc]
         except MutransferError as error:
             failure = failure or error
     _refuse_unbuildable(model_class, config)
     raise failure or ShapeError("not shrunk")
 
 
-def _accept(model: nn.Module, whole: bool) -> None:
-    model.eval()
+def _accept(model_class: Any, config: Any, whole: bool) -> None:
+    discover_widths(config, model_class)
+    model = model_class(config).eval()
     generate_inputs(model, lambda given: _forward(model, given), whole=whole)
 
 
