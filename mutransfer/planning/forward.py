@@ -129,10 +129,15 @@ def _contribution(trace: Trace, op: Op) -> tuple[str, ...] | str:
             return "harmless"
         if producer.name in ("div", "mul") and _normalizes(trace, producer):
             return "harmless"
-        if producer.name not in VIEWS:
+        if producer.name not in VIEWS and not _masks(trace, producer):
             return ""
         value = producer.inputs[0]
     return "" if value in trace.given else "harmless"
+
+
+def _masks(trace: Trace, op: Op) -> bool:
+    """Whether an activation meets entries that depend on no input and no parameter, as in dropout."""
+    return op.name == "mul" and len(op.inputs) == 2 and not op.parameters and not _reached(trace, op.inputs[1])
 
 
 def _normalizes(trace: Trace, op: Op) -> bool:

@@ -77,7 +77,9 @@ def readers(trace: Trace, value: int) -> list[Op]:
     return [
         op
         for op in trace.consumers(value)
-        if op.outputs and not (op.name in kept and not any(trace.consumers(out) for out in op.outputs))
+        if op.outputs
+        and not op.static
+        and not (op.name in kept and not any(trace.consumers(out) for out in op.outputs))
     ]
 
 

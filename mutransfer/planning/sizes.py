@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mutransfer.errors import ShapeError
 from mutransfer.planning.laws import in_place
@@ -110,6 +112,16 @@ def _few(names: Sequence[str], count: int = 3) -> str:
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build()` makes, on the meta device: no values, no memory."""
-    with torch.device("meta"), in_place():
+    """What `build()` makes, on the meta device: no values, no memory, but single numbers (a scale in a buffer) kept."""
+    with torch.device("meta"), in_place(), _KeepNumbers():
         return build()
+
+
+class _KeepNumbers(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and args and isinstance(args[0], int | float) and kwargs.get("device") is None:
+            return func(*args, **{**kwargs, "device": "cpu"})
+        return func(*args, **kwargs)

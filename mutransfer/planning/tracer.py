@@ -43,6 +43,9 @@ _ADDITIVE = {"add", "sub", "where", "masked_fill", "index_put", "_index_put_impl
              "scatter", "masked_scatter", "slice_scatter", "select_scatter"} | _COPIES | _JOINS  # fmt: skip
 _PRODUCTS = {"mul", "div", "neg"} | _COPIES
 _SUMS = {"sum", "mean"}
+_SHAPED_ALIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros",
+                 "new_ones", "new_full"}  # fmt: skip
+"""Ops that read the size of their operand and none of its values."""
 
 
 @dataclass
@@ -154,7 +157,8 @@ class Tracer(TorchDispatchMode):
         held = {i: t for i, t in enumerate(flat) if isinstance(t, Tensor) and i not in numbers}
         layouts = {i: found for i, t in held.items() if (found := self._held_by(t))}
         call = _Call(func, args, held, layouts, results, known)
-        static = not any(_address(t) in self._activations for t in held.values())
+        valued = call.name not in _SHAPED_ALIKE
+        static = not (valued and any(_address(t) in self._activations for t in held.values()))
         self.ops.append(
             Op(
                 call.packet,
