@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from mutransfer.check.batches import Given, Loss, batch_of, default_loss
+from mutransfer.check.builds import Build, builder
 from mutransfer.check.grid import Grid
 from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
 from mutransfer.check.slopes import activation_slopes
-from mutransfer.check.subjects import Build, MakeOptimizer, control, converted, handwritten
+from mutransfer.check.subjects import MakeOptimizer, control, converted, handwritten
 from mutransfer.check.verdict import culprits, implied
 from mutransfer.errors import ConfigError
 from mutransfer.planning.data import Form
@@ -33,7 +36,7 @@ CONTROL_SEEDS = 3
 
 
 def coord_check(
-    build: Build,
+    build: Build | nn.Module | Any,
     *,
     widths: Sequence[int],
     parameterization: str | Parameterization = "mup",
@@ -66,7 +69,8 @@ def coord_check(
     'pass'
 
     Args:
-        build: width -> fresh model, on any device.
+        build: width -> fresh model, on any device; or a model with a `.config`, or a transformers config, which is then
+            made at every width with the fields that follow the width scaled as in `mutransfer.parameterize`.
         widths: at least 3, far larger than the number of tokens per step.
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
@@ -88,7 +92,7 @@ def coord_check(
     """
     began = time.process_time()
     table, family = find_table(parameterization, PARAMETERIZATIONS), find_optimizer(optimizer)
-    sizes = _checked(widths, steps, seeds, lr)
+    sizes, make = _checked(widths, steps, seeds, lr), builder(build, scale)
     rate, why = (lr, "given") if lr is not None else _default_lr(family)
     options = {
         "base": sizes[0] if base is None else base,
@@ -104,13 +108,13 @@ def coord_check(
     )
     grid = Grid(table, sizes, training, roles or {}, rate, progress)
     if make_optimizer is None:
-        subject = converted(build, table, rate, options)
+        subject = converted(make, table, rate, options)
     else:
-        subject = handwritten(build, make_optimizer, table.name)
+        subject = handwritten(make, make_optimizer, table.name)
     runs, judged = grid.until_decided(subject, seeds)
     against = None
     if judged.verdict == "pass" and not table.is_control:
-        plain = control(build, rate, options, is_converted=make_optimizer is None)
+        plain = control(make, rate, options, is_converted=make_optimizer is None)
         against = grid.control(plain, min(seeds, CONTROL_SEEDS))
     doubt = _doubt(against, scale == "head_dim" and not judged.softmax)
     report = CoordReport(
@@ -133,10 +137,19 @@ def coord_check(
         control=against,
         implied=implied(table, family) if family.family in table.families else {},
         cpu_seconds=time.process_time() - began,
+        model=runs[sizes[0]][0].model,
+        base=_said(options["base"]) if make_optimizer is None else None,
     )
     if plot is not None:
         report.plot(plot)
     return report
+
+
+def _said(base: Any) -> int | dict[str, int] | str:
+    """A base as JSON can hold it."""
+    if isinstance(base, int | str | Path):
+        return base if isinstance(base, int) else str(base)
+    return dict(base) if isinstance(base, Mapping) else type(base).__name__
 
 
 def _doubt(against: Control | None, unread: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class CoordReport:
         control: how the control did; None where the subject does not pass or is itself a control.
         implied: role -> exponents that the table's own cells imply, for information.
         cpu_seconds: of the whole check.
+        model: the name of the model's class.
+        base: width or fields at which all factors are 1; None where hand-written code was checked.
+        settings: config key -> value of the model, base, parameterization and optimizer, where a config made them.
     """
 
     verdict: Verdict
@@ -67,6 +70,9 @@ class CoordReport:
     control: Control | None
     implied: Mapping[str, Mapping[str, float]]
     cpu_seconds: float
+    model: str = ""
+    base: int | Mapping[str, int] | str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -109,8 +115,9 @@ class CoordReport:
         widths = ", ".join(str(width) for width in self.widths)
         return [
             f"coordinate check: {self.verdict.upper()}: {self.reason}",
-            f"{self.parameterization} with {self.optimizer}, lr {self.lr:g} ({self.lr_from}), widths {widths}, "
-            f"{self.seeds} seeds, {self.steps} steps on {self.batch}, {self.cpu_seconds:.1f} CPU-seconds",
+            f"{self.model} in {self.parameterization} with {self.optimizer}, lr {self.lr:g} ({self.lr_from}), "
+            f"widths {widths}, {self.seeds} seeds, {self.steps} steps on {self.batch}, "
+            f"{self.cpu_seconds:.1f} CPU-seconds",
         ]
 
     def _remarks(self) -> list[str]:

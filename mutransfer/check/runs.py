@@ -67,6 +67,7 @@ class Run:
         frozen: parameters that are not trained.
         carried: see `Subject`.
         batch: the shapes that it trained on.
+        model: the name of its class.
     """
 
     init: Snapshot
@@ -75,6 +76,7 @@ class Run:
     frozen: frozenset[str]
     carried: Mapping[str, float]
     batch: str
+    model: str
 
 
 class LossNotFiniteError(Exception):
@@ -107,7 +109,7 @@ def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, size in gradients.items() if size < NO_GRADIENT) - frozen
         init = replace(init, outputs={})  # only needed for the changes since
-        return Run(init, later, still, frozen, subject.carried(width), described(batch))
+        return Run(init, later, still, frozen, subject.carried(width), described(batch), type(model).__name__)
 
 
 def _still(model: nn.Module) -> None:

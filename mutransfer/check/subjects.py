@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mutransfer.check.builds import Build
 from mutransfer.check.runs import Subject
 from mutransfer.convert import Plan
 from mutransfer.convert import plan as make_plan
@@ -19,7 +20,6 @@ from mutransfer.rules.optimizers import find_optimizer
 from mutransfer.rules.table import Parameterization
 from mutransfer.rules.tables import PARAMETERIZATIONS
 
-Build = Callable[[int], nn.Module]
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
 
 

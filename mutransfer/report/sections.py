@@ -9,6 +9,7 @@ from typing import Any
 from mutransfer.report import words
 from mutransfer.report.drawings import Drawing
 from mutransfer.report.markup import Markup, items, join, table, tag, text
+from mutransfer.report.matching import said
 from mutransfer.report.words import Json
 from mutransfer.transfer.values import TOGETHER
 
@@ -69,11 +70,28 @@ def _compared(name: str, one: Json, report: Json) -> Markup:
     )
 
 
+def foreign_check(difference: str) -> Markup:
+    """A check that lies beside the sweep and is not about it."""
+    said = f"The check in this directory is not about this sweep: {difference}. Run `mutransfer check` again for it."
+    return tag("section", tag("h2", "Coordinate check: not shown"), tag("p", said))
+
+
 def check_verdict(check: Json, *, first: bool) -> Markup:
     verdict = str(check["verdict"])
     sentence = f"Coordinate check: {verdict}. {CHECK_WORDS.get(verdict, '').capitalize()}."
     culprits = items([*([check["reason"]] if check.get("reason") else []), *map(_culprit, check.get("culprits", ()))])
-    return banner(verdict, sentence, culprits) if first else tag("section", tag("h2", sentence), culprits)
+    of = tag("p", _of(check), class_="soft")
+    return banner(verdict, sentence, culprits, of) if first else tag("section", tag("h2", sentence), culprits, of)
+
+
+def _of(check: Json) -> str:
+    """What was checked, or that the check does not say it."""
+    known = said(check)
+    if not known:
+        return "This check does not say which model and parameterization it is of."
+    names = ("parameterization.name", "optimizer.name", "base")
+    told = [f"{key.removesuffix('.name')} {known[key]}" for key in names if key in known]
+    return f"Of {check.get('model') or 'a model'}: {', '.join(told)}."
 
 
 def _culprit(one: Any) -> Markup:

@@ -15,6 +15,7 @@ from mutransfer.report import sections
 from mutransfer.report.drawings import check_drawings, loss_drawings, optimum_drawing
 from mutransfer.report.environment import environment_of
 from mutransfer.report.markup import Markup, tag
+from mutransfer.report.matching import difference
 from mutransfer.report.page import page
 from mutransfer.report.words import Json, evidence, hyperparameter, reasons
 
@@ -46,6 +47,7 @@ def write_report(
         path: the page (`runs/demo/report.html`) or its folder.
         transfer: a TransferReport, or the content of transfer.json.
         check: a coordinate check's report, or the content of check.json.
+            Where it is of another model, base, parameterization or optimizer than the sweep, the page says so instead.
         command: the exact command that made it.
         target: of `transfer_hyperparameters`.
         environment: of `environment_of(records)`; this machine's versions by default.
@@ -86,7 +88,8 @@ def _body(numbers: Mapping[str, Json | None], command: str, known: Json) -> tupl
         parts.append(sections.numbers(transfer))
         parts += [part for k, one in transfer["hyperparameters"].items() for part in _hyperparameter(k, one, pictures)]
     if check is not None:
-        parts += _check(check, pictures, first=transfer is None)
+        other = difference(check, transfer) if transfer is not None else ""
+        parts += [sections.foreign_check(other)] if other else _check(check, pictures, first=transfer is None)
     return [*parts, sections.environment(known, command)], pictures
 
 

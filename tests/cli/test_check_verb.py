@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,18 @@ from mutransfer.records import write_json, write_text
 TINY = ["model.depth=1", "data.batch_size=2", "data.seq_len=16"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Report:
     """What the verb needs of a `CoordReport`."""
 
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
+    exit_code: int
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return "coordinate check: PLANTED"
 
     def save(self, path: Path) -> Path:
-        return write_json(path, {"verdict": "planted"})
+        return write_json(path, {"verdict": "planted", "settings": self.settings})
 
     def plot(self, path: Path) -> Path:
         return write_text(path, "a picture")
@@ -66,6 +69,14 @@ def test_the_check_gets_what_the_config_says(given: dict[str, Any]) -> None:
     assert (given["optimizer"], given["precision"]) == ("adamw", "bf16")
     assert given["hyperparameters"]["output_mult"] == 2
     assert "batches" not in given
+
+
+def test_what_was_checked_is_saved_with_it(given: dict[str, Any]) -> None:
+    main(["check", "run_dir=out", "model.depth=3", "base=16", "optimizer=sgd", "parameterization=mup-table3"])
+    saved = json.loads(Path("out/check.json").read_text())["settings"]
+    assert (saved["model.name"], saved["model.depth"], saved["base"]) == ("gpt", 3, 16)
+    assert (saved["parameterization.name"], saved["optimizer.name"]) == ("mup-table3", "sgd")
+    assert not {"model.width", "optimizer.lr", "seed"} & set(saved)
 
 
 def test_models_are_drawn_from_the_checks_own_seed(given: dict[str, Any]) -> None:

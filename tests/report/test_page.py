@@ -62,6 +62,41 @@ def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
     assert "blocks.0.mlp.up.weight (change): measured +0.90, law +0.00; look at: its learning rate" in text
 
 
+SWEPT = {"model.depth": 2, "base": 32, "optimizer.name": "adamw", "parameterization.name": "mup"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.depth": 3}, "model.depth is 3 in the check and 2 in the sweep"),
+        ({"base": 64}, "base is 64 in the check and 32 in the sweep"),
+        ({"optimizer.name": "sgd"}, "optimizer.name is sgd in the check and adamw in the sweep"),
+        ({"parameterization.name": "ntk"}, "it is of ntk, which was not swept"),
+    ],
+)
+def test_a_check_of_something_else_is_not_shown_beside_the_sweep(renamed, check, tmp_path, change, said):
+    sweep = renamed("mup") | {"settings": {"mup": SWEPT}}
+    own = words(write_report(tmp_path / "own", sweep, check | {"settings": SWEPT}))
+    assert "Coordinate check: fail." in own
+    assert "parameterization mup, optimizer adamw, base 32" in own
+    foreign = words(write_report(tmp_path / "foreign", sweep, check | {"settings": SWEPT | change}))
+    assert f"not about this sweep: {said}." in foreign
+    assert "Coordinate check: fail." not in foreign
+    assert not (tmp_path / "foreign" / "exponents.png").exists()
+
+
+def test_what_python_told_a_check_counts_too(renamed, check, tmp_path):
+    sweep = renamed("mup") | {"settings": {"mup": SWEPT}}
+    told = check | {"parameterization": "mup", "optimizer": "sgd", "base": 32, "model": "GPT"}
+    assert "optimizer.name is sgd in the check" in words(write_report(tmp_path, sweep, told))
+    fits = told | {"optimizer": "adamw"}
+    assert "Of GPT: parameterization mup, optimizer adamw, base 32." in words(write_report(tmp_path, sweep, fits))
+
+
+def test_a_check_that_does_not_say_what_it_is_of(written):
+    assert "This check does not say which model and parameterization it is of." in words(written)
+
+
 def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
     content = renamed("mup") | {
         "verdict": "undecided",

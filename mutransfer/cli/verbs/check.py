@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mutransfer.cli.arguments import Arguments
-from mutransfer.cli.output import print_config
+from mutransfer.cli.output import print_config, printable
 from mutransfer.cli.progress import progress_bar
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.validate import validate
+from mutransfer.transfer.axis import flatten
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,10 +43,19 @@ def run(composer: Composer, arguments: Arguments) -> int:
             precision=config["precision"]["name"],
             progress=lambda done, planned: bar.update(task, completed=done, total=planned),
         )
-    print(report)
+    report = dataclasses.replace(report, settings=_settings(config))
+    print(printable(report))
     for path in (report.save(run_dir / "check.json"), report.plot(run_dir / "check.png")):
         print(f"Written: {path}")
     return report.exit_code
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the check is of, so that a report does not put it beside another sweep."""
+    model = {name: value for name, value in config["model"].items() if name != "width"}
+    optimizer = {"name": config["optimizer"]["name"]}
+    named = {"model": model, "parameterization": config["parameterization"], "optimizer": optimizer}
+    return flatten({**named, "base": config["base"]})
 
 
 def _models(config: Mapping[str, Any]) -> dict[str, Any]:
