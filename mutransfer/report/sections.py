@@ -49,8 +49,9 @@ def verdict(report: Json) -> Markup:
     lines = [tag("p", words.evidence(name, entries[name], report)) for name in subjects]
     reasons = items(reason for name in subjects for reason in words.reasons(name, entries[name]))
     compared = [_compared(name, entries[name], report) for name in others]
-    add = items(join(["To settle it: ", tag("code", one)]) for one in report["extend"])
-    return banner(report["verdict"], words.headline(report), *lines, reasons, add, *compared)
+    why = "To settle it: " if report["verdict"] == "undecided" else "To complete the comparison: "
+    add = items(join([why, tag("code", one)]) for one in report["extend"])
+    return banner(report["verdict"], words.headline(report), *lines, reasons, *compared, add)
 
 
 def banner(verdict: str, headline: str, *below: object) -> Markup:
@@ -151,7 +152,7 @@ def _best(part: Json, key: str) -> Markup:
     if key != words.LR:
         return join([bound, _cell(words.spread(part, ".3g"))])
     value, _, ends = words.octaves(part["log2"]).partition(" ")
-    return join([bound, "2", tag("sup", value), tag("small", ends)])
+    return join([bound, "2", tag("sup", value), "" if bound else tag("small", ends)])  # a bound's spread says nothing
 
 
 def _cell(spread: str) -> Markup:

@@ -62,13 +62,14 @@ def test_a_check_alone_has_its_own_verdict_and_culprit(check, tmp_path):
     assert "blocks.0.mlp.up.weight (change): measured +0.90, law +0.00; look at: its learning rate" in text
 
 
-SWEPT = {"model.depth": 2, "base": 32, "optimizer.name": "adamw", "parameterization.name": "mup"}
+SWEPT = {"model.name": "gpt", "model.depth": 2, "base": 32, "optimizer.name": "adamw", "parameterization.name": "mup"}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model.depth": 3}, "model.depth is 3 in the check and 2 in the sweep"),
+        ({"model.name": "mlp", "model.depth": 3}, "model.name is mlp in the check and gpt in the sweep"),
         ({"base": 64}, "base is 64 in the check and 32 in the sweep"),
         ({"optimizer.name": "sgd"}, "optimizer.name is sgd in the check and adamw in the sweep"),
         ({"parameterization.name": "ntk"}, "it is of ntk, which was not swept"),
@@ -98,11 +99,11 @@ def test_a_check_that_does_not_say_what_it_is_of(written):
 
 
 def test_an_undecided_sweep_says_what_to_add(renamed, tmp_path):
-    content = renamed("mup") | {
-        "verdict": "undecided",
-        "extend": ["mutransfer sweep model.width=128 optimizer.lr=2**-11"],
-    }
-    assert "mutransfer sweep model.width=128 optimizer.lr=2**-11" in words(write_report(tmp_path, content))
+    line = "mutransfer sweep model.width=128 optimizer.lr=2**-11"
+    content = renamed("mup") | {"verdict": "undecided", "extend": [line]}
+    assert f"To settle it: {line}" in words(write_report(tmp_path, content))
+    settled = words(write_report(tmp_path, content | {"verdict": "transfers"}))
+    assert f"To complete the comparison: {line}" in settled
 
 
 def test_an_optimum_at_the_edge_is_not_given_as_a_finding(renamed, tmp_path):
