@@ -20,7 +20,7 @@ from mutransfer.transfer.bootstrap import Interval, interval
 from mutransfer.transfer.curves import curves_of
 from mutransfer.transfer.fit import fit
 from mutransfer.transfer.grid import exact
-from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, select
+from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, as_records, select, swept
 from mutransfer.transfer.result import TransferReport
 from mutransfer.transfer.summary import ONE_SEED
 from mutransfer.transfer.values import TOGETHER, RoleValues, TransferredValue, role_values
@@ -135,17 +135,18 @@ def _from_report(report: TransferReport, name: str | None) -> _Proxy:
     if settings is None:
         raise ConfigError("This report knows no settings: make it from trial records, with analyze_records.")
     cautions = [] if one.verdict == "transfers" else [f"{name}: {one.verdict}; {'; '.join(one.reasons)}"]
-    swept = {
+    beside = {
         k: other[name].optimum[-1].lr for k, other in report.hyperparameters.items() if name in other.parameterizations
     }
     best = one.optimum[-1]
-    return _Proxy(name, best.size, report.x, best.lr, settings, tuple(cautions), swept, find_axis(report.axis))
+    return _Proxy(name, best.size, report.x, best.lr, settings, tuple(cautions), beside, find_axis(report.axis))
 
 
 def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None) -> _Proxy:
     """From records of several sizes by the whole analysis, from one size by its optimum alone."""
-    records = list(records)
-    selection = select(records)
+    records = as_records(records)
+    x = swept(records)[0]
+    selection = select(records, x=x)
     names = {point.parameterization for point in selection.points}
     chosen = name or next((n for n in sorted(names) if not _is_control(n)), min(names))
     if chosen not in names:
@@ -155,14 +156,14 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
     if len(whole) >= MIN_SIZES:
         return _from_report(analyze_records(records, subject=chosen), chosen)
     if not whole:
-        raise ConfigError(f"{chosen} was tuned over too few values of {LR}: at least {MIN_VALUES} must converge.")
+        raise ConfigError(f"{chosen} was tuned over too few values of {x}: at least {MIN_VALUES} must converge.")
     alone = fit(whole, LEVEL, DRAWS, np.random.default_rng(0))
     draws = None if alone.resampled is None else 2.0 ** alone.resampled.position[:, 0]
-    lr = interval(2.0 ** float(alone.measured.position[0]), draws, LEVEL, None if draws is not None else ONE_SEED)
+    best = interval(2.0 ** float(alone.measured.position[0]), draws, LEVEL, None if draws is not None else ONE_SEED)
     cautions = ["one proxy size only: that the optimum stays is taken from the table, not measured"]
     if whole[0].missing():
-        cautions.append("the best lr is not between tried ones; extend the proxy's grid")
-    return _Proxy(chosen, whole[0].size, LR, lr, selection.settings[chosen], tuple(cautions), {}, find_axis("width"))
+        cautions.append("the best value is not between tried ones; extend the proxy's grid")
+    return _Proxy(chosen, whole[0].size, x, best, selection.settings[chosen], tuple(cautions), {}, find_axis("width"))
 
 
 def _is_control(name: str) -> bool:

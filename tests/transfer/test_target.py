@@ -74,6 +74,14 @@ def test_one_tuned_size_is_enough_and_the_caution_says_what_is_not_measured(tria
     assert "not measured" in found.cautions[0]
 
 
+def test_one_size_tuned_over_mups_own_hyperparameter_alone(trial):
+    records = [trial("mup", 64, -6, seed, 2 + 0.05 * (math.log2(value) - 1) ** 2 + 0.01 * seed, output_mult=value)
+               for value in (0.5, 1.0, 2.0, 4.0, 8.0) for seed in (0, 1)]  # fmt: skip
+    found = transfer_hyperparameters(records, {"width": 1024})
+    assert (found["optimizer.lr"], found["hp.output_mult"]) == (2**-6, pytest.approx(2, rel=0.02))
+    assert "not measured" in found.cautions[0]
+
+
 def test_what_does_not_transfer_is_cautioned(trial):
     found = transfer_hyperparameters(sweep(trial, "sp", drift=-1.0), {"width": 1024})
     assert "does not transfer" in found.cautions[0]
