@@ -27,8 +27,8 @@ def train_command(flat: Mapping[str, Any]) -> str:
 def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) -> str:
     """`mutransfer sweep ...` for the trials that differ from a flat trial config in the grid's overrides only.
 
-    >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/my gpt")
-    "mutransfer sweep model=gpt parameterization=mup seed=0,1 'run_dir='\\"'\\"'runs/my gpt'\\"'\\"''"
+    >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/gpt")
+    'mutransfer sweep model=gpt parameterization=mup seed=0,1 run_dir=runs/gpt'
     """
     return _command("sweep", flat, [*grid, f"run_dir={_literal(run_dir)}"])
 

@@ -149,10 +149,10 @@ def _row(name: str, one: Json, every: Sequence[str], columns: Sequence[Column], 
 
 def _best(part: Json, key: str) -> Markup:
     bound = {"<=": "\u2264 ", ">=": "\u2265 "}.get(part.get("bound", ""), "")
-    if key != words.LR:
-        return join([bound, _cell(words.spread(part, ".3g"))])
-    value, _, ends = words.octaves(part["log2"]).partition(" ")
-    return join([bound, "2", tag("sup", value), "" if bound else tag("small", ends)])  # a bound's spread says nothing
+    spread = words.octaves(part["log2"]) if key == words.LR else words.spread(part, ".3g")
+    value, _, ends = spread.partition(" ")
+    shown = join(["2", tag("sup", value)]) if key == words.LR else value
+    return join([bound, shown, tag("small", ends) if ends and not bound else ""])  # a bound's spread says nothing
 
 
 def _cell(spread: str) -> Markup:

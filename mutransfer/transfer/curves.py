@@ -78,7 +78,9 @@ class Curve:
     @property
     def bound(self) -> Bound:
         """Where the lowest mean lies at an end of the grid, the optimum is only known to lie there or beyond."""
-        return {0: "<=", len(self.x) - 1: ">="}.get(self.lowest, "")  # type: ignore[return-value]
+        if self.lowest == 0:
+            return "<="
+        return ">=" if self.lowest == len(self.x) - 1 else ""
 
     def missing(self) -> tuple[float, ...]:
         """The values to add so that the optimum lies between tried ones; empty when it does."""
