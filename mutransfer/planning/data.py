@@ -128,7 +128,8 @@ class PlanData:
         base: what the base was given as, in words.
         params: one line per parameter, in the model's order.
         swaps, attention: what changes in the forward pass.
-        base_forward: softmax scales, products and constants of the base's forward pass, so that a saved plan can be one.
+        base_forward: what the base's forward pass does with width beside its parameters, so that a saved plan can
+            be a base.
         hyperparameters: muP's own, those that are not 1.
         notes: what a user should know and would not see.
     """

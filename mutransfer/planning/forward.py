@@ -93,7 +93,9 @@ def compare_forward(trace: Trace, base: Forward) -> tuple[list[Correction], list
         for op, value, at_base in differing:
             _correct(trace, op, value, at_base, corrections, notes)
     if [trace.ops[i].module for i, _ in own_products] == [module for module, _ in base.products]:
-        grown = [trace.ops[i].module for (i, size), (_, at) in zip(own_products, base.products, strict=True) if size != at]
+        grown = [
+            trace.ops[i].module for (i, size), (_, at) in zip(own_products, base.products, strict=True) if size != at
+        ]
         if grown:
             notes.append(
                 f"{len(grown)} products of two activations sum over a size that grows with width, and no softmax scale "

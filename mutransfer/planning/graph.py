@@ -92,9 +92,10 @@ def entrances(trace: Trace, growing: Collection[str]) -> frozenset[int]:
     wide: set[int] = set()
     first: set[int] = set()
     for index, op in enumerate(trace.ops):
-        if not any(value in wide for i, value in enumerate(op.inputs)):
+        behind = any(value in wide for value in op.inputs)
+        if not behind:
             first.add(index)
-        if any(name in growing for name in op.parameters.values()) or any(value in wide for value in op.inputs):
+        if not op.static and (behind or any(name in growing for name in op.parameters.values())):
             wide.update(op.outputs)
     return frozenset(first)
 

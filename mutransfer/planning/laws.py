@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +118,7 @@ class Recorder(TorchDispatchMode):
         address = _address(target)
         whole = target.numel() * target.element_size() >= target.untyped_storage().nbytes()
         if not whole and not fresh:
-            row = target.ndim == 1 or target.shape[0] == 1
+            row = target.ndim <= 1 or target.shape[0] == 1
             if law == self._laws[address] or (law == constant(0.0) and row):
                 return  # a padding row set to zero, or one slice of several that are drawn alike
             law = UNREADABLE if "drawn" in (law.kind, self._laws[address].kind) else FIXED
@@ -178,9 +180,16 @@ def _law_after(name: str, numbers: list[float], before: list[Law]) -> Law:
 
 @contextmanager
 def untouched_rng() -> Iterator[None]:
-    """Reading a model must not move the user's random state."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+    """Reading a model must not move the user's random state: torch's, Python's, nor NumPy's where it is in use."""
+    numpy = sys.modules.get("numpy")
+    own, arrays = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(own)
+        if numpy:
+            numpy.random.set_state(arrays)
 
 
 @contextmanager
@@ -267,12 +276,21 @@ def _collect(model: nn.Module, recorder: Recorder) -> dict[str, Law]:
 
 
 def _measured(build: Callable[[], nn.Module], names: list[str]) -> dict[str, Law]:
+    """Laws by the values of rebuilt models, always the same ones: a plan is a function of what it is given."""
+    _seed(0)
     pooled: dict[str, list[Tensor]] = {name: [] for name in names}
     for _ in range(POOLED_REBUILDS):
         parameters = dict(build().named_parameters(remove_duplicate=False))
         for name in names:
             pooled[name].append(parameters[name].detach().double().flatten())
     return {name: estimate(torch.cat(values)) for name, values in pooled.items()}
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -286,14 +304,17 @@ FIT_RATIO = 1.2
 
 
 def fits(law: Law, tensor: Tensor) -> bool:
-    """Whether a tensor's mean and std are those of a fresh draw by the law."""
-    values, n = tensor.detach().double(), tensor.numel()
-    if n == 0 or tensor.is_meta:
+    """Whether a tensor's mean and std are those of a fresh draw by the law; rows of padding are left out."""
+    if tensor.numel() == 0 or tensor.is_meta:
         return True
+    values = tensor.detach().double()
     if law.kind == "constant":
         deviation = 0.0 if math.isnan(law.mean) else float((values - law.mean).abs().max())
         precision = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
         return deviation <= max(1e-6, precision) * max(1.0, abs(law.mean))
+    if values.ndim > 1 and bool(values.any()):
+        values = values[values.flatten(1).any(1)]
+    n = values.numel()
     off_mean = abs(float(values.mean()) - law.mean) / law.std
     ratio = float(values.std(correction=0)) / law.std if n > 1 else 1.0
     wrong_std = abs(ratio - 1) * math.sqrt(2 * n) > FIT_Z and not 1 / FIT_RATIO < ratio < FIT_RATIO

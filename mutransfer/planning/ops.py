@@ -30,6 +30,7 @@ class Use:
         module: path of the module that ran the op.
         additive: elementwise, and added as a bias or a position is, not multiplied as a gain is.
         partner: the parameter that the contraction multiplies this one with, where no activation takes part.
+        reached: the forward pass ran it; else it is what the layer would do.
     """
 
     kind: UseKind
@@ -39,6 +40,7 @@ class Use:
     module: str = ""
     additive: bool = False
     partner: str = ""
+    reached: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from mutransfer.planning.data import SwapPlan
 from mutransfer.planning.forward import Correction
 from mutransfer.planning.graph import NormFold, norm_in_front
 from mutransfer.planning.laws import Law
+from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.roles import Assignment
-from mutransfer.planning.ops import Trace
 from mutransfer.rules.table import Parameterization, Role
 
 _LAYER_FORWARDS = {layer.forward for layer in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,12 +16,13 @@ from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.inputs import find_inputs
-from mutransfer.planning.laws import Law
+from mutransfer.planning.laws import Law, untouched_rng
+from mutransfer.planning.layers import with_declared_uses
+from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Placement, place_multipliers
-from mutransfer.planning.roles import Assignment, assign_roles
+from mutransfer.planning.roles import NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.sizes import without_memory
-from mutransfer.planning.ops import Trace
 from mutransfer.planning.trace import trace
 from mutransfer.rules.table import Parameterization, Role, Row
 
@@ -35,11 +36,22 @@ def resolve(
     example_inputs: Any = None,
 ) -> PlanData:
     """The plan of a model. See `mutransfer.parameterize` for the arguments."""
+    with untouched_rng():
+        return _resolve(model, options, base, factory, example_inputs)
+
+
+def _resolve(
+    model: nn.Module,
+    options: Options,
+    base: BaseSpec,
+    factory: Callable[[int], nn.Module] | None,
+    example_inputs: Any,
+) -> PlanData:
     if options.table.kind == "absolute":
         raise RuleError(f"{options.table.name!r} is absolute and takes no base.")
     known = read_base(model, base, factory=factory, scale=options.scale, need_laws=options.init != "table")
     inputs = find_inputs(model, example_inputs)
-    traced = trace(model, inputs)
+    traced = with_declared_uses(trace(model, inputs), model)
     check_patterns(options.hyperparameters, traced.uses)
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
     own = forward_of(traced)
@@ -102,14 +114,14 @@ def _forward_at_base(known: Base, inputs: Any, own: Forward) -> tuple[Forward, t
     assert known.build is not None
     base = without_memory(known.build)
     try:
-        return forward_of(trace(base, inputs)), ()
+        return forward_of(trace(base, inputs, build=known.build)), ()
     except MutransferError:
         try:
-            return forward_of(trace(base, find_inputs(base, None))), ()
+            return forward_of(trace(base, find_inputs(base, None), build=known.build)), ()
         except MutransferError:
             if own.scales:
                 raise
-            return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
+    return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
 def _line(name: str, role: Assignment, known: Base, placement: Placement, options: Options) -> ParamPlan:
@@ -126,6 +138,7 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
             f"{name!r} is {role.role.value} and drawn around {base_law.mean:.3g}: multiplying it would scale its mean "
             "too, which no rule does. Draw it around 0, or give init='table'."
         )
+    _refuse_width_in_constant(name, base_law, law, options)
     std = base_law.std * row.init_std.at(**ratios) * own.init_std.get(role.role, 1.0) * fold
     return ParamPlan(
         name=name,
@@ -149,6 +162,15 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
         growing=tuple(axis for axis, dim in enumerate(known.dims[name]) if dim.grows),
         why=role.why + placement.why.get(name, ""),
     )
+
+
+def _refuse_width_in_constant(name: str, at_base: Law, here: Law, options: Options) -> None:
+    constants = at_base.kind == here.kind == "constant" and math.isfinite(at_base.mean) and math.isfinite(here.mean)
+    if options.init == "rescale" and constants and not math.isclose(at_base.mean, here.mean, abs_tol=1e-12):
+        raise RoleError(
+            f"{name!r} is filled with the constant {at_base.mean:.4g} at the base and {here.mean:.4g} here: no rule "
+            "says how a constant goes with width. Fill it with one constant at every width, or draw it around 0."
+        )
 
 
 def _init_factor(options: Options, fold: float, std: float, law: Law, multiplier: float) -> float:
@@ -201,6 +223,9 @@ def _notes(lines: tuple[ParamPlan, ...]) -> list[str]:
     unproven = [line.name for line in lines if "UNPROVEN" in line.why]
     if unproven:
         notes.append(f"{len(unproven)} roles are guesses (strict=False): {', '.join(unproven[:3])}")
+    unreached = [line.name for line in lines if NOT_REACHED in line.why]
+    if unreached:
+        notes.append(f"{len(unreached)} tensors are not reached by the example inputs: {', '.join(unreached[:3])}")
     measured = [line.name for line in lines if line.init_law.measured and line.base_law.measured]
     if measured:
         notes.append(f"{len(measured)} init stds are measured, not read: {', '.join(measured[:3])}")

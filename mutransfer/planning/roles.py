@@ -8,11 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mutransfer.errors import RoleError, nearest
-from mutransfer.planning.sizes import Dim
 from mutransfer.planning.graph import entrances, exits
 from mutransfer.planning.layout import Dims
 from mutransfer.planning.ops import Trace, Use
+from mutransfer.planning.sizes import Dim
 from mutransfer.rules.table import Role
+
+NOT_REACHED = "not reached by the example inputs, taken from its layer"
+"""In the reason of a parameter that the traced forward pass does not use."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _assignment(role: Role, dims: Sequence[Dim], contracted: Dims, uses: Sequenc
         math.prod(dims[i].size for i in contracted),
         math.prod(dims[i].ratio for i in contracted),
         math.prod(dims[i].ratio for i in out),
-        why + mixed,
+        why + mixed + ("" if all(use.reached for use in uses) else f" ({NOT_REACHED})"),
     )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 from torch.func import functional_call
 
 from mutransfer.errors import RoleError
@@ -51,36 +56,90 @@ def unfused() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(mkldnn)
 
 
-def trace(model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> Trace:
-    """Runs the model once on fake copies of its parameters; the model, its buffers and the random state are untouched.
+def trace(
+    model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], *, build: Callable[[], nn.Module] | None = None
+) -> Trace:
+    """Runs the model once on copies of its parameters; the model, its buffers and the random state are untouched.
+
+    The copies are fake and cost no memory. A forward pass that asks for values (`.item()`, a loop over the experts that
+    were chosen) runs on real ones where the model is small; one that does not run in training mode, in evaluation mode.
 
     Args:
         model: on any device, meta included.
         inputs: positional or keyword arguments of its forward.
+        build: makes the same model with values, for one on meta.
 
     Raises:
         RoleError: the forward pass fails on these inputs.
     """
     args, kwargs = (tuple(inputs), {}) if not isinstance(inputs, Mapping) else ((), dict(inputs))
+    failure: Exception | None = None
+    for evaluate in (False, True) if model.training else (False,):
+        with untouched_rng(), unfused(), torch.enable_grad(), _evaluating(model, evaluate):
+            try:
+                return _on_fakes(model, args, kwargs)
+            except _ASKS_FOR_VALUES as error:
+                failure = failure or error
+            except Exception as error:
+                failure = failure or error
+                continue
+            valued = _with_values(model, build)
+            if valued is not None:
+                try:
+                    return _on_values(valued, args, kwargs)
+                except Exception as error:
+                    failure = error
+    raise RoleError(
+        f"The model's forward pass failed on the example inputs ({type(failure).__name__}: {_first_line(failure)}). "
+        "Pass example_inputs= that model(*example_inputs) accepts."
+    ) from failure
+
+
+LARGEST_REAL = 2**26
+"""Parameters of the largest model that is run on real values."""
+_ASKS_FOR_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, evaluate: bool) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()} if evaluate else {}
     try:
-        with untouched_rng(), unfused(), torch.enable_grad():
-            return _run(model, args, kwargs)
-    except RoleError:
-        raise
-    except Exception as error:
-        raise RoleError(
-            f"The model's forward pass failed on the example inputs ({type(error).__name__}: {_first_line(error)}). "
-            "Pass example_inputs= that model(*example_inputs) accepts."
-        ) from error
+        if evaluate:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def _with_values(model: nn.Module, build: Callable[[], nn.Module] | None) -> nn.Module | None:
+    """The model, or the one that is built, where it is small enough to be run for real."""
+    if sum(p.numel() for p in model.parameters()) > LARGEST_REAL:
+        return None
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        return build().train(model.training) if build else None
+    return model
+
+
+def _on_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    state: dict[str, Tensor] = {
+        name: nn.Parameter(p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()
+    }
+    state |= {name: b.detach().clone() for name, b in model.named_buffers()}
+    return _run(model, state, args, kwargs, nullcontext())
+
+
+def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     numbers = {name: b.item() for name, b in model.named_buffers() if b.ndim == 0 and not b.is_meta}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         state = {name: _fake_parameter(p) for name, p in model.named_parameters()}
         state |= {name: _fake_buffer(b, numbers.get(name)) for name, b in model.named_buffers()}
         args, kwargs = _fake_inputs(args), _fake_inputs(kwargs)
+    return _run(model, state, args, kwargs, mode)
+
+
+def _run(model: nn.Module, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> Trace:
     tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
     given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
     with _module_path(model, tracer.path), mode, tracer:
@@ -115,6 +174,6 @@ def _opened(out: Any) -> Any:
     return list(out.values()) if isinstance(out, Mapping) else out
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | None) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else "no message"

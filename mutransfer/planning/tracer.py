@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from mutransfer.planning.layout import Dims, Form, Labels, Layout, broadcast, union
@@ -37,14 +38,14 @@ _NORMS = {"native_layer_norm", "_fused_rms_norm", "native_batch_norm", "_native_
           "_native_batch_norm_legit_functional"}  # fmt: skip
 _JOINS = {"cat", "stack"}
 _COPIES = {"clone", "_to_copy", "contiguous", "copy", "detach"}
-_PROPORTIONAL = {"mul", "div", "neg", "where", "masked_fill", "tril", "triu", "constant_pad_nd", "flip", "repeat",
-                 "native_dropout", "_weight_norm_interface"} | _COPIES | _JOINS  # fmt: skip
+_PROPORTIONAL = {"mul", "div", "neg", "where", "masked_fill", "tril", "triu", "constant_pad_nd", "flip", "roll",
+                 "repeat", "native_dropout", "_weight_norm_interface"} | _COPIES | _JOINS  # fmt: skip
 _ADDITIVE = {"add", "sub", "where", "masked_fill", "index_put", "_index_put_impl", "index_add", "index_copy",
              "scatter", "masked_scatter", "slice_scatter", "select_scatter"} | _COPIES | _JOINS  # fmt: skip
 _PRODUCTS = {"mul", "div", "neg"} | _COPIES
 _SUMS = {"sum", "mean"}
-_SHAPED_ALIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros",
-                 "new_ones", "new_full"}  # fmt: skip
+_SHAPED_ALIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty",
+                 "new_zeros", "new_ones", "new_full"}  # fmt: skip
 """Ops that read the size of their operand and none of its values."""
 
 
@@ -95,7 +96,8 @@ class _Call:
 
     @property
     def elementwise(self) -> bool:
-        return self.known and (self.name in _PROPORTIONAL or torch.Tag.pointwise in self.func.tags)
+        resized = self.name.lstrip("_").startswith("upsample")  # positions for another image size
+        return self.known and (self.name in _PROPORTIONAL or resized or torch.Tag.pointwise in self.func.tags)
 
 
 class Tracer(TorchDispatchMode):
@@ -153,7 +155,7 @@ class Tracer(TorchDispatchMode):
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], known: bool
     ) -> None:
         flat = _flat(args)
-        numbers = {i: number for i, value in enumerate(flat) if (number := _number(value)) is not None}
+        numbers = {i: number for i, value in enumerate(flat) if (number := self._number(value)) is not None}
         held = {i: t for i, t in enumerate(flat) if isinstance(t, Tensor) and i not in numbers}
         layouts = {i: found for i, t in held.items() if (found := self._held_by(t))}
         call = _Call(func, args, held, layouts, results, known)
@@ -191,6 +193,19 @@ class Tracer(TorchDispatchMode):
             self._layouts[_address(call.results[0])] = rows
         elif call.layouts:
             self._use_all(call)
+
+    def _number(self, value: Any) -> float | None:
+        """The number that an argument is: a Python number, or a tensor of no dimension whose value is known and that
+        neither an input nor a parameter reaches."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, Tensor) or value.ndim or value.dtype == torch.bool or self._held_by(value):
+            return None
+        known = getattr(value, "constant", None) if isinstance(value, FakeTensor) else value
+        if known is None or known.is_meta or _address(value) in self._activations:
+            return None
+        with _disable_current_modes():
+            return float(known)
 
     def _held_by(self, tensor: Tensor) -> tuple[Layout, ...]:
         """The parameters whose entries a tensor's storage holds."""
@@ -289,7 +304,7 @@ class Tracer(TorchDispatchMode):
         depends = name in ("mul", "div") and sum(n > 1 for n in tensor.shape) > 1
         if depends and tensor.shape == call.results[0].shape and _address(call.results[0]) in self._activations:
             return None  # a weight that an input gates: what is summed later is no longer the parameter alone
-        biased = name in _CONTRACTIONS or "convolution" in name
+        biased = name in _CONTRACTIONS or "convolution" in name or name.startswith("_scaled_dot_product")
         if biased or name in _NORMS | _PROPORTIONAL | _ADDITIVE or torch.Tag.pointwise in call.func.tags:
             additive = biased or name in _ADDITIVE or (name in _NORMS and index == 0)
             return replace(self._make("elementwise"), additive=additive)
@@ -341,17 +356,6 @@ def _flat(values: Any) -> list[Any]:
     for value in values:
         flat.extend(value if isinstance(value, list | tuple) else [value])
     return flat
-
-
-def _number(value: Any) -> float | None:
-    """The number that an argument is: a Python number, or a tensor of no dimension whose value is known."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    constant = getattr(value, "constant", None)
-    if isinstance(constant, Tensor) and constant.ndim == 0 and constant.dtype != torch.bool:
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
-            return float(constant)
-    return None
 
 
 def _moved(call: _Call, labels: Labels) -> Labels:

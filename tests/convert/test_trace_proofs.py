@@ -81,14 +81,15 @@ def test_a_product_that_is_summed_over_the_width_is_a_readout(head: Callable[[Ne
 
 GAINS = {
     "a gain": lambda m, h: h * m.v,
-    "a gain in front of a hand-written norm": lambda m, h: h * m.v - (h * m.v).mean(-1, keepdim=True),
     "a gain whose product is centred": lambda m, h: (lambda y: y - y.mean(-1, keepdim=True))(h * m.v),
     "a gain, pooled over positions": lambda m, h: (h * m.v).mean(1),
     "1 + w": lambda m, h: h * (1 + m.v),
 }
 
 
-@pytest.mark.parametrize("name", ["a gain", "a gain whose product is centred", "a gain, pooled over positions", "1 + w"])
+@pytest.mark.parametrize(
+    "name", ["a gain", "a gain whose product is centred", "a gain, pooled over positions", "1 + w"]
+)
 def test_a_gain_stays_a_vector(name: str) -> None:
     assert roles(GAINS[name], lambda w: {"v": (w,)}) == {"v": "vector"}
 
@@ -141,3 +142,46 @@ def test_a_table_that_multiplies_is_a_gain_and_one_that_is_added_an_embedding() 
         return ((h + m.positions)[..., None] * decay).sum(-1)
 
     assert roles(head, lambda w: {"a_log": (w, 3), "positions": (6, w)}) == {"a_log": "vector", "positions": "input"}
+
+
+def test_a_pooler_and_a_mask_token_that_the_inputs_do_not_reach_are_taken_from_their_layer_and_listed() -> None:
+    class WithPooler(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.body = nn.Linear(5, width)
+            self.pooler = nn.Linear(width, 2 * width)
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    plan = mt.plan(WithPooler(64), "mup", base=16, factory=WithPooler, example_inputs=X)
+    assert (plan["pooler.weight"].role, plan["pooler.weight"].m_in) == ("hidden", 4)
+    assert plan["mask_token"].role == "vector"
+    assert any("pooler.weight" in note and "not reached" in note for note in plan.notes)
+
+
+def test_a_loose_matrix_that_the_inputs_do_not_reach_is_refused() -> None:
+    with pytest.raises(RoleError, match="never used"):
+        roles(lambda m, h: h, lambda w: {"w": (w, w)})
+
+
+def test_a_forward_pass_that_asks_for_values_is_run_for_real() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        rows = torch.nonzero(h[..., 0] >= -2)
+        return h[rows[:, 0], rows[:, 1]] @ m.w * float(rows.shape[0] > 0)
+
+    assert roles(head, lambda w: {"w": (w, 2 * w)}) == {"w": "hidden"}
+
+
+def test_a_forward_pass_that_only_runs_in_evaluation_is_traced_there_and_the_model_keeps_its_mode() -> None:
+    class Strict(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("labels must be given in training")
+            return super().forward(x)
+
+    model = Strict(5, 64)
+    plan = mt.plan(model, "mup", base=16, factory=lambda w: Strict(5, w), example_inputs=X)
+    assert plan["weight"].role == "input"
+    assert model.training
