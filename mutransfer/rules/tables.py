@@ -16,9 +16,16 @@ from mutransfer.rules.table import Law, Parameterization, Role, Row, Rule
 Cells = tuple[Scale, Scale, Scale]
 
 
-def row(init_std: Scale, multiplier: Scale, *, adam: Cells, sgd: tuple[Scale, Scale] | None) -> Row:
-    """`adam` is (lr, eps, decoupled decay); `sgd` is (lr, L2 decay), or None where the table has no SGD column."""
-    rules = {"adam": Rule(*adam), "adam-l2": Rule(adam[0], adam[1], one)}
+def row(
+    init_std: Scale, multiplier: Scale, *, adam: Cells, sgd: tuple[Scale, Scale] | None, adam_l2: Scale = one
+) -> Row:
+    """`adam` is (lr, eps, decoupled decay); `sgd` is (lr, L2 decay), or None where the table has no SGD column.
+
+    `adam_l2` is the decay where it stands inside Adam's gradient. No width law is known for it, so it is constant in
+    the variables of the family's gauge. A tensor stored t = gauge / multiplier times as large has its gradient divided
+    by t, and g / t + decay * t W is (g + W) / t, hence the same step, only where decay = t^-2 = (multiplier / gauge)^2.
+    """
+    rules = {"adam": Rule(*adam), "adam-l2": Rule(adam[0], adam[1], adam_l2)}
     if sgd is not None:
         rules["sgd"] = Rule(lr=sgd[0], weight_decay=sgd[1])
     return Row(init_std, multiplier, rules)
@@ -91,7 +98,7 @@ MEAN_FIELD = Parameterization(
     law=law(output=-0.5), attention=1/m_head, gauge=MUP_GAUGE,
     rows={           #   init std     multiplier  adam: lr, eps, decay                                        sgd: lr, decay
         Role.INPUT:  row(one,         one,        adam=(one,        1/m_out,                 one),        sgd=(m_out, 1/m_out)),
-        Role.HIDDEN: row(one,         m_in**-0.5, adam=(m_in**-0.5, m_in**-0.5 / m_out,      m_in**0.5),  sgd=(m_out, 1/m_out)),
+        Role.HIDDEN: row(one,         m_in**-0.5, adam=(m_in**-0.5, m_in**-0.5 / m_out,      m_in**0.5),  sgd=(m_out, 1/m_out), adam_l2=1/m_in),
         Role.OUTPUT: row(one,         1/m_in,     adam=(one,        1/m_in,                  one),        sgd=(m_in,  1/m_in)),
         Role.VECTOR: row(one,         one,        adam=(one,        1/m_out,                 one),        sgd=(m_out, 1/m_out)),
         Role.SCALAR: NO_WIDTH,
@@ -118,7 +125,7 @@ MUP_TABLE3 = Parameterization(
     rows={           #   init std     multiplier  adam: lr, eps, decay           sgd: lr, decay
         Role.INPUT:  row(one,         one,        adam=(one,    1/m_out, one),   sgd=(m_out,      1/m_out)),
         Role.HIDDEN: row(m_in**-0.5,  one,        adam=(1/m_in, 1/m_out, m_in),  sgd=(m_out/m_in, m_in/m_out)),
-        Role.OUTPUT: row(1/m_in,      one,        adam=(1/m_in, one,     m_in),  sgd=(1/m_in,     m_in)),
+        Role.OUTPUT: row(1/m_in,      one,        adam=(1/m_in, one,     m_in),  sgd=(1/m_in,     m_in), adam_l2=m_in**2),
         Role.VECTOR: MUP_VECTOR,
         Role.SCALAR: NO_WIDTH,
     },
@@ -128,10 +135,10 @@ MUP_TABLE9 = Parameterization(
     name="mup-table9", source="Yang & Hu et al. 2022, arXiv:2203.03466, Table 9",
     law=law(output=-0.5), attention=1/m_head, gauge=MUP_GAUGE, ties=False, constant_vector=MUP_VECTOR,
     rows={           #   init std     multiplier  adam: lr, eps, decay                          sgd: lr, decay
-        Role.INPUT:  row(m_out**-0.5, m_out**0.5, adam=(m_out**-0.5, m_out**-0.5, m_out**0.5),  sgd=(one,        one)),
+        Role.INPUT:  row(m_out**-0.5, m_out**0.5, adam=(m_out**-0.5, m_out**-0.5, m_out**0.5),  sgd=(one,        one), adam_l2=m_out),
         Role.HIDDEN: row(m_in**-0.5,  one,        adam=(1/m_in,      1/m_out,     m_in),        sgd=(m_out/m_in, m_in/m_out)),
-        Role.OUTPUT: row(m_in**-0.5,  m_in**-0.5, adam=(m_in**-0.5,  m_in**-0.5,  m_in**0.5),   sgd=(one,        one)),
-        Role.VECTOR: row(m_out**-0.5, m_out**0.5, adam=(m_out**-0.5, m_out**-0.5, m_out**0.5),  sgd=(one,        one)),
+        Role.OUTPUT: row(m_in**-0.5,  m_in**-0.5, adam=(m_in**-0.5,  m_in**-0.5,  m_in**0.5),   sgd=(one,        one), adam_l2=m_in),
+        Role.VECTOR: row(m_out**-0.5, m_out**0.5, adam=(m_out**-0.5, m_out**-0.5, m_out**0.5),  sgd=(one,        one), adam_l2=m_out),
         Role.SCALAR: NO_WIDTH,
     },
 )

@@ -80,13 +80,139 @@ def test_every_cell_is_the_papers(name):
         assert [value(row.rules["sgd"].lr) for row in rows] == powers(paper["sgd"])
 
 
-def test_a_hidden_matrix_has_its_own_ratio_on_each_side():
-    """The papers print m_in = m_out; a feed-forward layer has not (mup's MuSGD uses m_out / m_in too)."""
-    hidden = mt.PARAMETERIZATIONS["mup"].rows[Role.HIDDEN]
-    assert hidden.rules["adam"].lr.at(m_in=8, m_out=4) == 1 / 8
-    assert hidden.rules["adam"].eps.at(m_in=8, m_out=4) == 1 / 4
-    assert hidden.rules["sgd"].lr.at(m_in=8, m_out=4) == 1 / 2
-    assert hidden.init_std.at(m_in=4, m_out=100) == 1 / 2
+# The same tables with m_in and m_out told apart, as (power of m_in, power of m_out). The papers print m_in = m_out; by
+# hand: what enters a sum has m_in, what an entry of the gradient is spread over has m_out. A role without one of them
+# (input, vector: nothing contracted grows; output: nothing else does) has only the other. Decay is 1 / lr (Wang &
+# Aitchison 2024); L2 inside Adam is t^-2 for a tensor stored t times as large as the gauge's. Cells not named are 1.
+MUP_INPUT = {"adam.eps": (0, -1), "sgd.lr": (0, 1), "sgd.weight_decay": (0, -1)}
+MUP_HIDDEN = {
+    "init": (-0.5, 0),
+    "adam.lr": (-1, 0),
+    "adam.eps": (0, -1),
+    "adam.weight_decay": (1, 0),
+    "sgd.lr": (-1, 1),
+    "sgd.weight_decay": (1, -1),  # as mup's MuSGD; Qiu et al. 2025, arXiv:2512.05620, Table 1
+}
+TABLE_9_INPUT = {
+    "init": (0, -0.5),
+    "multiplier": (0, 0.5),
+    "adam.lr": (0, -0.5),
+    "adam.eps": (0, -0.5),
+    "adam.weight_decay": (0, 0.5),
+    "adam-l2.weight_decay": (0, 1),
+}
+NTK_INPUT = {"adam.eps": (0, -0.5), "sgd.lr": (0, 0.5), "sgd.weight_decay": (0, -0.5)}
+RECTANGULAR = {
+    "sp": {"hidden": {"init": (-0.5, 0)}, "output": {"init": (-0.5, 0)}},
+    "sp-embedding": {
+        "input": {"adam.lr": (0, 1), "adam.weight_decay": (0, -1)},
+        "hidden": {"init": (-0.5, 0)}, "output": {"init": (-0.5, 0)},
+    },
+    "ntk": {
+        "hidden": {"multiplier": (-0.5, 0), "gauge": (-0.5, 0)},
+        "output": {"multiplier": (-0.5, 0), "gauge": (-0.5, 0)},
+    },
+    # One step must move W x by Theta(1). The gradient of an entry is 1/sqrt(m_in) (its multiplier) times 1/sqrt(m_out)
+    # (what reaches an output entry, where there are many); SGD adds m_in of them, Adam m_in of size one.
+    "ntk-stable": {
+        "input": NTK_INPUT, "vector": NTK_INPUT,
+        "hidden": {
+            "multiplier": (-0.5, 0), "gauge": (-0.5, 0), "adam.lr": (-0.5, 0), "adam.eps": (-0.5, -0.5),
+            "adam.weight_decay": (0.5, 0), "sgd.lr": (0, 0.5), "sgd.weight_decay": (0, -0.5),
+        },
+        "output": {
+            "multiplier": (-0.5, 0), "gauge": (-0.5, 0), "adam.lr": (-0.5, 0), "adam.eps": (-0.5, 0),
+            "adam.weight_decay": (0.5, 0),
+        },
+    },
+    # As above with 1/m_out reaching an output entry, since the readout's multiplier is 1/m_in.
+    "mean-field": {
+        "input": MUP_INPUT, "vector": MUP_INPUT,
+        "hidden": {
+            "multiplier": (-0.5, 0), "adam.lr": (-0.5, 0), "adam.eps": (-0.5, -1), "adam.weight_decay": (0.5, 0),
+            "adam-l2.weight_decay": (-1, 0), "sgd.lr": (0, 1), "sgd.weight_decay": (0, -1),
+        },
+        "output": {
+            "multiplier": (-1, 0), "gauge": (-1, 0), "adam.eps": (-1, 0), "sgd.lr": (1, 0), "sgd.weight_decay": (-1, 0),
+        },
+    },
+    "mup": {
+        "input": MUP_INPUT, "vector": MUP_INPUT, "hidden": MUP_HIDDEN,
+        "output": {
+            "multiplier": (-1, 0), "gauge": (-1, 0), "adam.eps": (-1, 0), "sgd.lr": (1, 0), "sgd.weight_decay": (-1, 0),
+        },
+    },
+    "mup-table3": {
+        "input": MUP_INPUT, "vector": MUP_INPUT, "hidden": MUP_HIDDEN,
+        "output": {
+            "init": (-1, 0), "gauge": (-1, 0), "adam.lr": (-1, 0), "adam.weight_decay": (1, 0),
+            "adam-l2.weight_decay": (2, 0), "sgd.lr": (-1, 0), "sgd.weight_decay": (1, 0),
+        },
+    },
+    "mup-table9": {
+        "input": TABLE_9_INPUT, "vector": TABLE_9_INPUT, "constant": MUP_INPUT, "hidden": MUP_HIDDEN,
+        "output": {
+            "init": (-0.5, 0), "multiplier": (-0.5, 0), "gauge": (-1, 0), "adam.lr": (-0.5, 0), "adam.eps": (-0.5, 0),
+            "adam.weight_decay": (0.5, 0), "adam-l2.weight_decay": (1, 0),
+        },
+    },
+}  # fmt: skip
+EQUIVALENT_MUTANTS = {("ntk-stable", "hidden", "eps"): "an entry's gradient shrinks alike with both of its sides"}
+
+
+def cells(table):
+    """(role, column) -> the cell."""
+    rows = {role.value: row for role, row in table.rows.items()}
+    if table.constant_vector is not None:
+        rows["constant"] = table.constant_vector
+    found = {(role.value, "gauge"): scale for role, scale in table.gauge.items()}
+    for role, row in rows.items():
+        found |= {(role, "init"): row.init_std, (role, "multiplier"): row.multiplier}
+        for family, rule in row.rules.items():
+            found |= {(role, f"{family}.{f.name}"): getattr(rule, f.name) for f in dataclasses.fields(rule)}
+    return found
+
+
+def expected_powers(name, role, column):
+    """Adam with L2 inside has AdamW's lr and eps: they do not ask what the gradient is made of."""
+    powers = RECTANGULAR[name].get(role, {})
+    column = column if column in powers or not column.endswith((".lr", ".eps")) else column.replace("adam-l2", "adam")
+    return powers.get(column, (0, 0))
+
+
+def is_expected(name, role, column, cell):
+    return (cell.exponent("m_in"), cell.exponent("m_out")) == expected_powers(name, role, column)
+
+
+def swapped(cell):
+    names = {"m_in": "m_out", "m_out": "m_in"}
+    return Scale(tuple((names.get(symbol, symbol), power) for symbol, power in cell.powers))
+
+
+@pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
+def test_every_cell_tells_fan_in_from_fan_out(name):
+    found = cells(mt.PARAMETERIZATIONS[name])
+    assert [at for at, cell in found.items() if not is_expected(name, *at, cell)] == []
+    named = {(role, column) for role, row in RECTANGULAR[name].items() for column in row}
+    assert named <= set(found), "an expectation of a cell that no table has says nothing"
+
+
+@pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
+def test_control_a_cell_with_fan_in_and_fan_out_swapped_is_noticed(name):
+    """Every single one, but for those that the swap does not change."""
+    mutants = {at: swapped(cell) for at, cell in cells(mt.PARAMETERIZATIONS[name]).items() if cell.powers}
+    assert mutants
+    for (role, column), mutant in mutants.items():
+        equivalent = (name, role, column.rpartition(".")[2]) in EQUIVALENT_MUTANTS
+        assert is_expected(name, role, column, mutant) == equivalent, (role, column)
+
+
+@pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
+def test_the_rectangular_expectations_are_the_papers_on_the_square(name):
+    columns = {"init": "init", "multiplier": "multiplier", "adam": "adam.lr", "eps": "adam.eps", "sgd": "sgd.lr"}
+    for printed, column in columns.items():
+        if PAPER[name][printed] is not None:
+            assert tuple(sum(expected_powers(name, role, column)) for role in ROLES) == PAPER[name][printed], column
 
 
 @pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
@@ -96,6 +222,16 @@ def test_lr_times_decay_is_constant_in_width(name):
             if family in row.rules:
                 rule = row.rules[family]
                 assert value(rule.lr * rule.weight_decay) == 1
+
+
+@pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
+def test_decay_inside_adams_gradient_is_constant_in_the_familys_gauge(name):
+    """abc-symmetry (Yang & Hu et al. 2022, Lemma J.1): stored t times as large, L2 in the gradient folds with t^-2."""
+    table = mt.PARAMETERIZATIONS[name]
+    for role in Role:
+        for constant in (False, True):
+            stored = table.gauge_of(role, constant=constant) / table.row(role, constant=constant).multiplier
+            assert table.rule(role, find_optimizer("adam-l2"), constant=constant).weight_decay == stored**-2, role
 
 
 @pytest.mark.parametrize("name", sorted(mt.PARAMETERIZATIONS))
