@@ -8,9 +8,10 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from toy_models import Decoder, token_batches, token_loss
+from toy_models import Attending, Convolutional, Decoder, Experts, Recurrent, SharedWeight, token_batches, token_loss
 
 import mutransfer as mt
+from mutransfer.rules.scale import m_in, m_out
 
 STEPS = 50
 BATCHES = token_batches(STEPS)
@@ -32,13 +33,18 @@ def losses(
         model, table, base=16, factory=lambda w: build(w, tied=tied), optimizer=optimizer, form=form,
         hyperparameters=hyperparameters,
     )  # fmt: skip
-    plan = change(plan)
+    return trained(model, change(plan), BATCHES[:steps], token_loss, eps=eps, clip=clip)
+
+
+def trained(model, plan, batches, loss_of, *, eps=1e-8, clip=True) -> torch.Tensor:
+    """The losses of a model of which the plan is not applied yet, with clipping and decay active."""
     plan.apply(model)
+    optimizer = plan.optimizer
     options = {"lr": 2**-3, "momentum": 0.9} if optimizer == "sgd" else {"lr": 2**-7, "eps": eps}
     opt = plan.make_optimizer(model, weight_decay=0.1 if optimizer == "adamw" else 0.01, fused=False, **options)
     seen = []
-    for batch in BATCHES[:steps]:
-        loss = token_loss(model, batch)
+    for batch in batches:
+        loss = loss_of(model, batch)
         opt.zero_grad()
         loss.backward()
         norm = plan.clip_grad_norm_(model, 0.5) if clip is True else clip(model)
@@ -52,7 +58,7 @@ def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam-l2", "sgd"])
 def test_tables_3_8_and_9_are_one_parameterization(optimizer):
     reference = losses("mup", "explicit", optimizer)
     for table in ("mup-table3", "mup-table9", "mean-field"):
@@ -60,6 +66,18 @@ def test_tables_3_8_and_9_are_one_parameterization(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_control_a_table_with_the_hidden_lr_upside_down_is_another_parameterization(optimizer):
+    """The decoder's feed-forward grows unevenly, so that m_in is not m_out."""
+    table = mt.PARAMETERIZATIONS["mup-table3"]
+    hidden = table.rows[mt.Role.HIDDEN]
+    lrs = {"adamw": ("adam", 1 / m_out), "sgd": ("sgd", m_in / m_out)}
+    family, lr = lrs[optimizer]
+    rules = {**hidden.rules, family: dataclasses.replace(hidden.rules[family], lr=lr)}
+    wrong = dataclasses.replace(table, rows={**table.rows, mt.Role.HIDDEN: dataclasses.replace(hidden, rules=rules)})
+    assert furthest(losses("mup", "explicit", optimizer), losses(wrong, "explicit", optimizer)) > 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam-l2", "sgd"])
 @pytest.mark.parametrize("table", ["mup", "mup-table3", "mup-table9", "ntk", "ntk-stable"])
 def test_folded_trains_as_explicit(table, optimizer):
     assert furthest(losses(table, "folded", optimizer), losses(table, "explicit", optimizer)) <= 1e-9
@@ -69,6 +87,56 @@ def test_folded_trains_as_explicit(table, optimizer):
 def test_a_tied_readout_folds_into_the_norm_in_front(optimizer):
     folded, explicit = (losses("mup", form, optimizer, tied=True) for form in ("folded", "explicit"))
     assert furthest(folded, explicit) <= 1e-9
+
+
+ARCHITECTURES = {
+    "a weight shared by two layers": (SharedWeight, (4, 6, 5)),
+    "a convolutional net": (Convolutional, (4, 3, 8, 8)),
+    "an LSTM": (Recurrent, (4, 6, 5)),
+    "nn.MultiheadAttention": (Attending, (4, 6, 5)),
+    "experts in 3-D tensors": (Experts, (4, 6, 5)),
+}
+
+
+def regression_losses(architecture: str, table: str, form: str, optimizer: str, change=lambda plan: plan):
+    kind, shape = ARCHITECTURES[architecture]
+    generator = torch.Generator().manual_seed(0)
+    xs = torch.randn(20, *shape, generator=generator, dtype=torch.float64)
+    ys = torch.randn(20, 7, generator=generator, dtype=torch.float64) * 10
+
+    def make(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return kind(width).double()
+
+    model = make(32)
+    plan = mt.plan(model, table, base=16, factory=make, optimizer=optimizer, form=form, example_inputs=xs[0])
+    pairs = list(zip(xs, ys, strict=True))
+    return trained(model, change(plan), pairs, lambda model, pair: (model(pair[0]) - pair[1]).square().mean())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_all_forms_of_mup_train_alike_whatever_the_architecture(architecture, optimizer):
+    reference = regression_losses(architecture, "mup", "explicit", optimizer)
+    for table, form in (
+        ("mup", "folded"),
+        ("mup-table3", "explicit"),
+        ("mup-table9", "explicit"),
+        ("mean-field", "explicit"),
+    ):
+        seen = regression_losses(architecture, table, form, optimizer)
+        assert furthest(reference, seen) <= 1e-9, (table, form)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_control_one_lr_off_by_one_size_ratio_is_another_training(architecture):
+    def spoil(plan):
+        name = next(line.name for line in plan if line.role is mt.Role.INPUT)
+        lines = [dataclasses.replace(p, lr=p.lr * p.m_out) if p.name == name else p for p in plan.params]
+        return dataclasses.replace(plan, params=tuple(lines))
+
+    pair = [regression_losses(architecture, "mup", "folded", "adamw", change) for change in (lambda plan: plan, spoil)]
+    assert furthest(*pair) > 1e-6
 
 
 def test_a_model_narrower_than_its_base_folds_too():
@@ -100,7 +168,7 @@ def test_control_an_unscaled_eps_breaks_the_symmetry():
     assert furthest(*scaled) <= 1e-9
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam-l2", "sgd"])
 def test_control_decay_that_is_not_rescaled_breaks_the_symmetry(optimizer):
     def unscale(plan):
         return _unscaled(plan, "weight_decay", set(plan.names()))

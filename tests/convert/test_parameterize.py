@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_models import VOCAB, Decoder, token_batches, token_loss
+from toy_models import VOCAB, Attending, Decoder, token_batches, token_loss
 
 import mutransfer as mt
 from mutransfer.errors import (
@@ -63,7 +63,7 @@ def test_roles_are_proven_on_a_hand_written_decoder():
     assert roles["blocks.0.qkv.bias"] == roles["norm.weight"] == "vector"
     assert roles["readout.weight"] == "output"
     assert roles["readout.bias"] == "scalar"
-    assert plan["blocks.0.down.weight"].fan_in == 128
+    assert plan["blocks.0.down.weight"].fan_in == 144
 
 
 def test_width_config_fields_and_a_saved_plan_give_the_same_plan(tmp_path):
@@ -457,16 +457,6 @@ def test_a_tied_readout_behind_an_activation_is_swapped_instead():
 def test_explicit_multipliers_reach_a_projection_whose_forward_is_never_called():
     """nn.MultiheadAttention reads out_proj.weight itself: a swapped forward there would do nothing."""
 
-    class Attending(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.inp, self.attention = nn.Linear(5, width), nn.MultiheadAttention(width, width // 8, batch_first=True)
-            self.out = nn.Linear(width, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.inp(x)
-            return self.out(self.attention(x, x, x, need_weights=False)[0])
-
     torch.manual_seed(0)
     one = Attending(32).double()
     other = copy.deepcopy(one)
@@ -483,7 +473,9 @@ def test_the_printed_plan_names_every_parameter_once_and_collapses_blocks():
     text = str(mt.plan(Decoder(32), "mup", base=16, factory=Decoder))
     assert "Table 8" in text
     assert text.count("blocks.*.up.weight x2") == 1
-    assert "blocks.0" not in text
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith(("embed", "blocks"))]
+    assert len(rows) == 1 + 12
+    assert "blocks.0.up.weight" not in rows
     assert "multiplier 0.5 folded into init and lr" in text
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from toy_models import Decoder
+from toy_models import Decoder, SharedWeight
 
 import mutransfer as mt
 from mutransfer.errors import RoleError
@@ -16,20 +16,6 @@ from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.trace import trace
 
 X = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-class SharedWeight(nn.Module):
-    """Two layers, two names, one tensor, hidden and readout."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.inp, self.one, self.two = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.out, self.other = nn.Linear(width, 7), nn.Linear(width, 7)
-        self.two.weight, self.other.weight = self.one.weight, self.out.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.tanh(self.one(torch.tanh(self.inp(x))))
-        return self.out(hidden) + self.other(torch.tanh(self.two(hidden)))
 
 
 class SharedAndRead(SharedWeight):
