@@ -15,7 +15,6 @@ from mutransfer.check.runs import Subject
 from mutransfer.convert import Plan
 from mutransfer.convert import plan as make_plan
 from mutransfer.errors import ConfigError
-from mutransfer.planning.data import ParamPlan
 from mutransfer.rules.optimizers import find_optimizer
 from mutransfer.rules.table import Parameterization
 from mutransfer.rules.tables import PARAMETERIZATIONS
@@ -44,20 +43,9 @@ def converted(build: Build, table: Parameterization, lr: float, options: Mapping
         return model, plan.make_optimizer(model, lr=lr)
 
     def carried(width: int) -> Mapping[str, float]:
-        plan = plan_of(width)
-        factors = {line.name: _carried(line, table, plan.hyperparameters) for line in plan}
-        return {name: factor for name, factor in factors.items() if factor != 1.0}
+        return {line.name: line.carried for line in plan_of(width) if line.carried != 1.0}
 
     return Subject(table.name, make, carried)
-
-
-def _carried(line: ParamPlan, table: Parameterization, hyperparameters: Mapping[str, float]) -> float:
-    """The part of a parameter's fold that is not its own multiplier: a readout's, or a softmax scale."""
-    if line.fold == 1.0 or line.multiplier != 1.0:
-        return line.fold
-    row = table.row(line.role, constant=line.base_law.kind == "constant")
-    own = {"input": "embedding_mult", "output": "output_mult"}.get(line.role.value, "")
-    return line.fold / (row.multiplier.at(m_in=line.m_in, m_out=line.m_out) * hyperparameters.get(own, 1.0))
 
 
 def handwritten(build: Build, make_optimizer: MakeOptimizer, name: str) -> Subject:

@@ -18,7 +18,7 @@ from mutransfer.planning.data import PlanData
 from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import Law, estimate, fits, parameters_of, read_defaults, read_laws
 from mutransfer.planning.rebuild import Build, HeadScaling
-from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of, without_memory
+from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
 
 Laws = dict[str, Law]
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
@@ -84,12 +84,13 @@ def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadSca
             f"{type(model).__name__} cannot be built at another width: it has no .config that its class takes. "
             "Give factory= (a function from width to model), or give base= as a model of the base's size."
         )
-    fields = rebuild.base_fields(model.config, base, scale) if isinstance(base, int) else dict(base)
-    make_base, make_model, probes = rebuild.from_config(model, fields, scale)
+    if isinstance(base, int):
+        fields = rebuild.base_fields(model.config, base, scale)
+    else:
+        fields = rebuild.given_fields(model.config, base)
+    make_base, make_model, base_shapes, probes = rebuild.from_config(model, fields)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
-    return _rebuilt(
-        shapes_of(model), shapes_of(without_memory(make_base)), probes, make_base, make_model, words, need_laws
-    )
+    return _rebuilt(shapes_of(model), base_shapes, probes, make_base, make_model, words, need_laws)
 
 
 def _rebuilt(
@@ -148,7 +149,7 @@ def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: 
     """Base and model of one class with configs: what differs between the configs is the width."""
     differing = rebuild.differing_fields(model.config, base.config)
     fields = differing or rebuild.base_fields(model.config, getattr(model.config, rebuild.width_field(model.config)))
-    make_base, make_model, probes = rebuild.from_config(model, fields, "heads")
+    make_base, make_model, _, probes = rebuild.from_config(model, fields)
     return _rebuilt(shapes_of(model), shapes_of(base), probes, make_base, make_model, words, need_laws)
 
 

@@ -36,7 +36,9 @@ class ParamPlan:
         init_std: its standard deviation once the plan is applied; 0 for a constant.
         init_factor: what a fresh tensor is multiplied by.
         multiplier: in the forward pass; 1 when folded.
-        fold: the stored tensor over the one that the table describes: its own multiplier, another tensor's, or 1.
+        fold: the stored tensor over the one that the table describes: its own multiplier, another tensor's, the inverse
+            of a constant in the forward pass, or 1.
+        carried: the part of the fold that acts for another tensor: a tied readout's multiplier, a softmax scale.
         lr, eps, weight_decay: factors on the optimizer's values.
         clip: weight of its gradient in the global norm, see `Plan.clip_grad_norm_`.
         growing: the dimensions that follow the width.
@@ -62,6 +64,7 @@ class ParamPlan:
     eps: float
     weight_decay: float
     clip: float
+    carried: float = 1.0
     growing: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     frozen: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mutransfer.errors import MutransferError, RoleError
+from mutransfer.errors import ConfigError, MutransferError, RoleError
 from mutransfer.planning.trace import trace
 
 TOKENS = 8
@@ -24,17 +24,14 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
             `model.example_inputs()` if it has that, else the first of a few guesses that its forward pass accepts.
 
     Raises:
+        ConfigError: what is given is none of these.
         RoleError: no guess is accepted.
     """
-    if isinstance(given, Tensor):
-        return (given,)
-    if isinstance(given, Mapping):
-        return dict(given)
     if given is not None:
-        return tuple(given)
+        return _as_arguments(given)
     own = getattr(model, "example_inputs", None)
     if callable(own):
-        return tuple(own())
+        return _as_arguments(own())
     for guess in (*_dummies(model), *_guesses(model)):
         try:
             trace(model, guess)
@@ -44,6 +41,19 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
     raise RoleError(
         f"No inputs for {type(model).__name__} could be guessed. Pass example_inputs=, a tuple of positional or a dict "
         "of keyword arguments that its forward pass accepts (small ones do)."
+    )
+
+
+def _as_arguments(given: Any) -> tuple[Any, ...] | dict[str, Any]:
+    if isinstance(given, Tensor):
+        return (given,)
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, tuple | list):
+        return tuple(given)
+    raise ConfigError(
+        f"example_inputs= is of type {type(given).__name__}. Give a tensor, a tuple of positional or a dict of keyword "
+        "arguments that the model's forward pass accepts."
     )
 
 

@@ -46,6 +46,8 @@ def make_options(
         RuleError: unknown parameterization or optimizer, or a table without the optimizer's column.
         ConfigError: an unknown choice, or a hyperparameter out of range.
     """
+    _refuse_no_mapping("roles", roles, {"*.router.weight": "output"})
+    _refuse_no_mapping("hyperparameters", hyperparameters, {"output_mult": 2.0})
     table = find_table(parameterization, PARAMETERIZATIONS)
     family = find_optimizer(optimizer)
     table.rule(Role.HIDDEN, family)
@@ -55,3 +57,8 @@ def make_options(
             raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
     own = parse_hyperparameters(hyperparameters)
     return Options(table, family, form, init, scale, dict(roles or {}), own, strict)  # type: ignore[arg-type]
+
+
+def _refuse_no_mapping(name: str, given: Any, example: Mapping[str, Any]) -> None:
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{name}= is of type {type(given).__name__}. Give a dict, such as {name}={example}.")

@@ -28,6 +28,7 @@ class Placement:
     Attributes:
         form: "explicit" or "folded".
         folds: parameter -> the stored tensor over the table's.
+        carried: the part of a fold that acts for another tensor (a tied readout, a softmax scale).
         multipliers: parameter -> multiplier of its own contribution in the forward pass.
         swaps: modules that apply those multipliers.
         why: parameter -> what to add to its reason.
@@ -36,6 +37,7 @@ class Placement:
 
     form: str
     folds: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, float] = field(default_factory=dict)
     multipliers: dict[str, float] = field(default_factory=dict)
     swaps: list[SwapPlan] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
@@ -44,6 +46,10 @@ class Placement:
     def fold(self, name: str, factor: float, why: str) -> None:
         self.folds[name] = self.folds.get(name, 1.0) * factor
         self.explain(name, why)
+
+    def carry(self, name: str, factor: float, why: str) -> None:
+        self.carried[name] = self.carried.get(name, 1.0) * factor
+        self.fold(name, factor, why)
 
     def explain(self, name: str, why: str) -> None:
         self.why[name] = f"{self.why.get(name, '')}; {why}"
@@ -72,7 +78,7 @@ def place_multipliers(
     for correction in corrections:
         placer.place_correction(correction, roles)
     for name, factor in query_folds.items():
-        placer.result.fold(name, factor, f"carries the softmax scale's factor {factor:.4g}")
+        placer.result.carry(name, factor, f"carries the softmax scale's factor {factor:.4g}")
     for name, role in roles.items():
         constant = name in laws and not laws[name].centred
         placer.place_own(name, role, constant=constant)
@@ -149,7 +155,7 @@ class _Placer:
         front = "form='explicit'" if self.options.form == "explicit" else self._norm_in_front(role)
         if isinstance(front, NormFold):
             for parameter in front.parameters:
-                self.result.fold(parameter, multiplier, f"carries the tied readout's multiplier {multiplier:.4g}")
+                self.result.carry(parameter, multiplier, f"carries the tied readout's multiplier {multiplier:.4g}")
             self.result.explain(name, f"its readout multiplier {multiplier:.4g} is carried by {front.module!r}")
             self.result.notes.append(f"the hidden state after {front.module!r} is scaled by {multiplier:.4g}")
         else:

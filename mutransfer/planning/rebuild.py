@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
 
-from mutransfer.errors import ConfigError, ShapeError, nearest
+from mutransfer.errors import ConfigError, MutransferError, ShapeError, nearest
+from mutransfer.planning.fields import Kind, kind_of
 from mutransfer.planning.sizes import Shapes, check_structure, shapes_of, without_memory
 
 Build = Callable[[], nn.Module]
@@ -24,6 +26,8 @@ _FOLLOWING = re.compile(
 )
 _HEADS = re.compile(r"(.*_)?(num_attention_heads|num_key_value_heads|num_heads|n_heads?|n_kv_heads?|attention_heads)")
 _HEAD_DIM = re.compile(r"(.*_)?(head_dim|d_kv|kv_channels)")
+_GROWING = (Kind.WIDTH, Kind.OUTWARD, Kind.HEADS, Kind.HEAD_DIM, None)
+"""What a config field may count that grows with width; None: its name is not known."""
 
 
 def from_factory(
@@ -49,15 +53,18 @@ def from_factory(
 
 
 def _from_user(factory: Callable[[int], nn.Module], width: int) -> dict[str, tuple[int, ...]]:
+    advice = "It must build the model at the base width and at two and three times that width."
+    return _sizes(lambda: factory(width), f"factory({width}) failed", advice)
+
+
+def _sizes(build: Build, failed: str, advice: str) -> dict[str, tuple[int, ...]]:
+    """The sizes of what the user's own code builds. Raises ShapeError where it does not build."""
     try:
-        return shapes_of(without_memory(lambda: factory(width)))
-    except ShapeError:
+        return shapes_of(without_memory(build))
+    except MutransferError:
         raise
-    except Exception as error:
-        raise ShapeError(
-            f"factory({width}) failed: {type(error).__name__}: {error}. It must build the model at the base width "
-            "and at two and three times that width."
-        ) from error
+    except Exception as error:  # whatever a foreign constructor raises
+        raise ShapeError(f"{failed}: {type(error).__name__}: {error}. {advice}") from error
 
 
 def _width_of(model: Shapes, probes: list[Shapes], base: int) -> int:
@@ -89,8 +96,9 @@ def width_field(config: Any) -> str:
 def base_fields(config: Any, width: int, scale: HeadScaling = "heads") -> dict[str, int]:
     """The config's values at another width: every field that follows the width is scaled by the same ratio."""
     own = getattr(config, width_field(config))
-    followers = {name: _times(name, getattr(config, name), width, own) for name in following_fields(config, scale)}
-    return {width_field(config): width, **followers}
+    followers = {name: getattr(config, name) for name in following_fields(config, scale)}
+    _refuse_uneven(followers, width, own)
+    return {width_field(config): width, **{name: value * width // own for name, value in followers.items()}}
 
 
 def differing_fields(config: Any, base: Any) -> dict[str, Any]:
@@ -109,8 +117,7 @@ def following_fields(config: Any, scale: HeadScaling = "heads") -> list[str]:
 def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of the config with other values. Raises ConfigError for a field that it does not have."""
     for name in changes:
-        if not hasattr(config, name):
-            raise ConfigError(f"{type(config).__name__} has no field {name!r}.{nearest(name, _fields(config))}")
+        _refuse_unknown(config, name)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return dataclasses.replace(config, **changes)
     changed = copy.deepcopy(config)
@@ -125,46 +132,81 @@ def _fields(config: Any) -> Iterable[str]:
     return [name for name in config.to_dict() if not name.startswith("_")]
 
 
-def _times(name: str, value: int, width: int, own: int) -> int:
-    if value * width % own:
-        raise ConfigError(
-            f"At width {width}, config field {name!r} = {value} would become {value * width / own:g}. "
-            f"Choose a width that keeps {name} a whole number."
-        )
-    return value * width // own
+def _refuse_uneven(followers: Mapping[str, int], width: int, own: int) -> None:
+    """Raises ConfigError where a field that follows the width would be no whole number; names the widths that do."""
+    step = math.lcm(*(own // math.gcd(own, value) for value in followers.values()))
+    below = width // step * step
+    valid = " or ".join(str(near) for near in (below, below + step) if near)
+    for name, value in followers.items():
+        if value * width % own:
+            raise ConfigError(
+                f"At width {width}, config field {name!r} = {value} would become {value * width / own:g}, which is no "
+                f"whole number. The nearest widths at which every field is one: {valid}."
+            )
 
 
-def from_config(model: nn.Module, base: Mapping[str, Any], scale: HeadScaling) -> tuple[Build, Build, list[Shapes]]:
-    """Builders of the base and of the model from its own config, and the model's shapes at once, twice, three times.
+def given_fields(config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's config fields of the base.
+
+    Raises:
+        ConfigError: one that the config does not have, or that differs from the model's and is no size.
+    """
+    for name, value in base.items():
+        _refuse_unknown(config, name)
+        own = getattr(config, name)
+        if value != own and not (_is_size(value) and _is_size(own)):
+            raise ConfigError(
+                f"base= has {name!r} = {value!r} where the model has {own!r}: what differs must be a width, a positive "
+                "whole number in both. Leave it out, or give factory=, a function from width to model."
+            )
+    return dict(base)
+
+
+def from_config(model: nn.Module, base: Mapping[str, Any]) -> tuple[Build, Build, Shapes, list[Shapes]]:
+    """Builders of the base and of the model from its own config, the base's shapes, and the model's at once, twice and
+    three times its width.
 
     Args:
         model: has a `.config` that its class takes as its only argument.
         base: config fields at the base.
-        scale: see `with_width`.
     """
     kind, config = type(model), copy.deepcopy(model.config)
 
-    def make(changed: Any) -> nn.Module:
-        return kind(copy.deepcopy(changed))
+    def make(changes: Mapping[str, Any]) -> Build:
+        return lambda: kind(copy.deepcopy(with_fields(config, changes)))
 
-    fields = [name for name in base if isinstance(base[name], int)]
-    probes = [
-        _shapes_from(make, with_fields(config, {name: k * getattr(config, name) for name in fields}), kind)
-        for k in (1, 2, 3)
-    ]
-    if probes[0] != shapes_of(model):
+    def sizes(changes: Mapping[str, Any]) -> Shapes:
+        values = ", ".join(f"{name} {value}" for name, value in changes.items()) or "its own config"
+        advice = "Give factory=, a function from width to model."
+        return _sizes(make(changes), f"{kind.__name__} cannot be built with {values}", advice)
+
+    if sizes({}) != shapes_of(model):
         raise ShapeError(
             f"{kind.__name__}(model.config) does not make this model again: its sizes are others. Give factory=."
         )
-    base_config = with_fields(config, dict(base))
-    return (lambda: make(base_config)), (lambda: make(config)), probes
+    widths = _widths(config, base)
+    probes = [sizes({name: k * getattr(config, name) for name in widths}) for k in (1, 2, 3)]
+    return make(base), make({}), sizes(base), probes
 
 
-def _shapes_from(make: Callable[[Any], nn.Module], config: Any, kind: type) -> Shapes:
-    try:
-        return shapes_of(without_memory(lambda: make(config)))
-    except Exception as error:
-        raise ShapeError(
-            f"{kind.__name__} cannot be rebuilt from its own config ({type(error).__name__}: {error}). "
-            "Give factory=, a function from width to model."
-        ) from error
+def _widths(config: Any, base: Mapping[str, Any]) -> list[str]:
+    """The fields that grow: those in which base and model differ. Where they are of one size nothing differs, and a
+    name that is known to count something else (a vocabulary) tells which are no widths."""
+    sizes = [name for name in base if _is_size(base[name]) and _is_size(getattr(config, name))]
+    differing = [name for name in sizes if base[name] != getattr(config, name)]
+    widths = differing or [name for name in sizes if kind_of(name) in _GROWING]
+    if not widths:
+        raise ConfigError(
+            f"base= has no width in it ({', '.join(map(str, base)) or 'it is empty'}): give the width fields of "
+            f"{type(config).__name__} at the base, or factory=, a function from width to model."
+        )
+    return widths
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _refuse_unknown(config: Any, name: Any) -> None:
+    if not isinstance(name, str) or not hasattr(config, name):
+        raise ConfigError(f"{type(config).__name__} has no field {name!r}.{nearest(str(name), _fields(config))}")

@@ -155,6 +155,7 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
         init_factor=_init_factor(options, fold, std, law, placement.multipliers.get(name, 1.0)),
         multiplier=placement.multipliers.get(name, 1.0),
         fold=fold,
+        carried=placement.carried.get(name, 1.0),
         lr=rule.lr.at(**ratios) * own.lr_of(name, role.role) * optimizer.lr_under(fold),
         eps=rule.eps.at(**ratios) * optimizer.eps_under(fold) if optimizer.has_eps else 1.0,
         weight_decay=rule.weight_decay.at(**ratios) * optimizer.decay_under(fold),
