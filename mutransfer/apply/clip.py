@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,8 @@ def clip_grad_norm_(model: nn.Module, plan: PlanData, max_norm: float) -> Tensor
     Args:
         max_norm: of the global 2-norm; positive.
     """
-    if not max_norm > 0:
-        raise ConfigError(f"max_norm={max_norm!r} must be positive.")
+    if not (isinstance(max_norm, numbers.Real | Tensor) and max_norm > 0):
+        raise ConfigError(f"max_norm={max_norm!r} must be a positive number.")
     weighted = [(line.clip, p.grad) for line, p in planned_parameters(model, plan) if p.grad is not None]
     if not weighted:
         return torch.zeros(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def param_groups(
         RoleError: a group with a parameter that is not the model's.
     """
     lines = [(line, p) for line, p in planned_parameters(model, plan) if p.requires_grad]
-    own = list(groups) if groups is not None else [{"params": [p for _, p in lines]}]
+    own = [{"params": [p for _, p in lines]}] if groups is None else _checked_groups(groups)
     by_tensor = {id(p): line for line, p in lines}
     made: list[Group] = []
     for group in own:
@@ -59,6 +60,18 @@ def param_groups(
     return made
 
 
+def _checked_groups(groups: Any) -> list[Mapping[str, Any]]:
+    """Raises ConfigError for what torch's optimizers would not take as groups."""
+    own = list(groups) if isinstance(groups, Iterable) else [groups]
+    for group in own:
+        if not (isinstance(group, Mapping) and isinstance(group.get("params"), Iterable)):
+            given = f"a dict with {', '.join(map(repr, group))}" if isinstance(group, Mapping) else type(group).__name__
+            raise ConfigError(
+                f"groups= holds {given} where a parameter group is expected: a dict with its parameters under 'params'."
+            )
+    return own
+
+
 def _members(
     group: Mapping[str, Any], by_tensor: Mapping[int, ParamPlan], model: nn.Module
 ) -> list[tuple[ParamPlan, Tensor]]:
@@ -66,8 +79,9 @@ def _members(
     tensors = [item[1] if isinstance(item, tuple) else item for item in _listed(group["params"])]
     unknown = [t for t in tensors if id(t) not in by_tensor and id(t) not in frozen]
     if unknown:
+        words = f"a tensor of shape {tuple(unknown[0].shape)}" if isinstance(unknown[0], Tensor) else repr(unknown[0])
         raise RoleError(
-            f"A parameter group holds a tensor of shape {tuple(unknown[0].shape)} that is no parameter of this model. "
+            f"A parameter group holds {words} that is no parameter of this model. "
             "Make the groups from the model that was parameterized."
         )
     return [(by_tensor[id(t)], t) for t in tensors if id(t) in by_tensor]
@@ -94,6 +108,9 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
 
 
 def _check(values: Mapping[str, Any], plan: PlanData) -> None:
+    for name in ("lr", "weight_decay", "eps"):
+        if not isinstance(values[name], numbers.Real | Tensor):
+            raise ConfigError(f"{name}={values[name]!r} must be a number.")
     if not 0 < float(values["lr"]) < math.inf:
         raise ConfigError(f"lr={float(values['lr']):g} must be positive and finite.")
     if not all(0 <= float(values[name]) < math.inf for name in ("weight_decay", "eps")):

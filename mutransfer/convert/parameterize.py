@@ -21,7 +21,7 @@ from mutransfer.planning.resolve import resolve
 from mutransfer.rules.table import Parameterization
 
 MARK = "_mutransfer"
-"""Attribute on a parameterized model that names its parameterization, so that it is not applied twice."""
+"""Attribute on every module of a parameterized model that names its parameterization, so that none is applied twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Plan(PlanData):
         initialize(model, self)
         apply_attention(model, self.attention)
         apply_swaps(model, self.swaps)
-        setattr(model, MARK, self.parameterization)
+        for module in model.modules():
+            setattr(module, MARK, self.parameterization)
         return model
 
     def param_groups(
@@ -176,8 +177,10 @@ def parameterize(
 
 
 def refuse_parameterized(model: nn.Module) -> None:
-    """Raises AlreadyParameterizedError for a model that carries a plan."""
-    if hasattr(model, MARK):
-        raise AlreadyParameterizedError(
-            f"This model already carries plan {getattr(model, MARK)!r}. Parameterize a fresh model, or use that plan."
-        )
+    """Raises AlreadyParameterizedError for a model that carries a plan, has a part that does, or is such a part."""
+    for name, module in model.named_modules():
+        if hasattr(module, MARK):
+            which = f"This model's part {name!r}" if name else "This model"
+            raise AlreadyParameterizedError(
+                f"{which} already carries plan {getattr(module, MARK)!r}. Parameterize a fresh model, or use that plan."
+            )

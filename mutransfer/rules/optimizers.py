@@ -57,6 +57,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 def find_optimizer(name: str) -> Optimizer:
     """Raises RuleError for an optimizer without a rule: it must not silently train as another one."""
-    if name in OPTIMIZERS:
+    if isinstance(name, str) and name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    raise RuleError(f"There is no rule for optimizer {name!r}.{nearest(name, OPTIMIZERS)}")
+    called = name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
+    raise RuleError(f"There is no rule for optimizer {called!r}; give a name.{nearest(called.lower(), OPTIMIZERS)}")

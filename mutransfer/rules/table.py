@@ -134,6 +134,6 @@ def find_table(name: str | Parameterization, registry: Mapping[str, Parameteriza
     """The table of that name; a table passes through, so that a user's own works wherever a name does."""
     if isinstance(name, Parameterization):
         return name
-    if name in registry:
+    if isinstance(name, str) and name in registry:
         return registry[name]
-    raise RuleError(f"There is no parameterization {name!r}.{nearest(name, registry)}")
+    raise RuleError(f"There is no parameterization {name!r}.{nearest(str(name), registry)}")

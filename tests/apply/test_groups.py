@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,42 @@ def test_lr_must_be_positive(model, plan, value):
         plan.param_groups(model, lr=value)
 
 
+@pytest.mark.parametrize(
+    "given", [{"lr": "0.1"}, {"lr": None}, {"lr": 0.1, "eps": "small"}, {"lr": 1, "weight_decay": []}]
+)
+def test_what_is_no_number_is_called_that(model, plan, given):
+    for make in (plan.param_groups, plan.make_optimizer):
+        with pytest.raises(ConfigError, match=r"must be a number"):
+            make(model, **given)
+    assert plan.param_groups(model, lr=np.float32(0.1), weight_decay=1, eps=torch.tensor(0.1))
+
+
+def test_a_number_in_the_users_own_group_is_checked_too(model, plan):
+    with pytest.raises(ConfigError, match=r"lr='0\.1' must be a number"):
+        plan.param_groups(model, lr=1.0, groups=[{"params": model.parameters(), "lr": "0.1"}])
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([{"lr": 0.1}], r"a dict with 'lr' where a parameter group"),
+        ([{"params": 5}], r"a dict with 'params' where"),
+        ([nn.Parameter(torch.zeros(3))], "Parameter where"),
+        ({"params": []}, "str where"),
+        (5, "int where"),
+    ],
+)
+def test_a_group_is_a_dict_with_params(model, plan, groups, words):
+    with pytest.raises(ConfigError, match=f"{words}.*under 'params'"):
+        plan.param_groups(model, lr=1.0, groups=groups)
+    assert plan.param_groups(model, lr=1.0, groups=[{"params": model.norm.weight}])
+
+
+def test_a_parameter_given_by_name_alone_is_called_no_parameter(model, plan):
+    with pytest.raises(RoleError, match=r"'norm\.weight' that is no parameter of this model"):
+        plan.param_groups(model, lr=1.0, groups=[{"params": ["norm.weight"]}])
+
+
 def test_l2_inside_adam_is_refused_unless_asked_for_by_name():
     model = Decoder(64)
     plan = mt.parameterize(model, "mup", base=16, factory=Decoder, optimizer="adam")
@@ -130,8 +167,9 @@ def test_clipping_scales_all_gradients_by_one_factor(model, plan):
     norm = plan.clip_grad_norm_(model, 0.1)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, before[name] * 0.1 / norm, rtol=1e-4, atol=1e-9)
-    with pytest.raises(ConfigError, match="must be positive"):
-        plan.clip_grad_norm_(model, 0)
+    for wrong in (0, "1", None):
+        with pytest.raises(ConfigError, match="must be a positive number"):
+            plan.clip_grad_norm_(model, wrong)
 
 
 def test_clipping_without_gradients_is_zero(model, plan):
