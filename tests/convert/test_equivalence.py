@@ -11,7 +11,8 @@ from torch import nn
 from toy_models import Attending, Convolutional, Decoder, Experts, Recurrent, SharedWeight, token_batches, token_loss
 
 import mutransfer as mt
-from mutransfer.rules.scale import m_in, m_out
+from mutransfer.rules.optimizers import OPTIMIZERS
+from mutransfer.rules.scale import Scale, m_in, m_out
 
 STEPS = 50
 BATCHES = token_batches(STEPS)
@@ -65,16 +66,38 @@ def test_tables_3_8_and_9_are_one_parameterization(optimizer):
         assert furthest(reference, losses(table, "explicit", optimizer)) <= 1e-9, table
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_control_a_table_with_the_hidden_lr_upside_down_is_another_parameterization(optimizer):
-    """The decoder's feed-forward grows unevenly, so that m_in is not m_out."""
-    table = mt.PARAMETERIZATIONS["mup-table3"]
-    hidden = table.rows[mt.Role.HIDDEN]
-    lrs = {"adamw": ("adam", 1 / m_out), "sgd": ("sgd", m_in / m_out)}
-    family, lr = lrs[optimizer]
-    rules = {**hidden.rules, family: dataclasses.replace(hidden.rules[family], lr=lr)}
-    wrong = dataclasses.replace(table, rows={**table.rows, mt.Role.HIDDEN: dataclasses.replace(hidden, rules=rules)})
-    assert furthest(losses("mup", "explicit", optimizer), losses(wrong, "explicit", optimizer)) > 1e-4
+def _swapped(table: mt.Parameterization, column: str, family: str) -> mt.Parameterization:
+    """The table with m_in and m_out swapped in one of its hidden cells."""
+
+    def swap(cell: Scale) -> Scale:
+        return m_out ** cell.exponent("m_in") * m_in ** cell.exponent("m_out")
+
+    row = table.rows[mt.Role.HIDDEN]
+    if column in ("init_std", "multiplier"):
+        row = dataclasses.replace(row, **{column: swap(getattr(row, column))})
+    else:
+        rule = dataclasses.replace(row.rules[family], **{column: swap(getattr(row.rules[family], column))})
+        row = dataclasses.replace(row, rules={**row.rules, family: rule})
+    return dataclasses.replace(table, rows={**table.rows, mt.Role.HIDDEN: row})
+
+
+SWAPS = [
+    ("mup-table3", "init_std", "adamw"), ("mup-table3", "lr", "adamw"), ("mup-table3", "eps", "adamw"),
+    ("mup-table3", "weight_decay", "adamw"), ("mup-table3", "lr", "sgd"), ("mup-table3", "weight_decay", "sgd"),
+    ("mean-field", "multiplier", "adamw"), ("mean-field", "lr", "adamw"), ("mean-field", "eps", "adamw"),
+    ("mean-field", "weight_decay", "adamw"), ("mean-field", "weight_decay", "adam-l2"), ("mean-field", "lr", "sgd"),
+    ("mean-field", "weight_decay", "sgd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "column", "optimizer"), SWAPS)
+def test_control_a_cell_that_takes_fan_in_for_fan_out_breaks_the_symmetry(table, column, optimizer):
+    """The decoder's feed-forward layers are where m_in and m_out differ."""
+    right = mt.PARAMETERIZATIONS[table]
+    wrong = _swapped(right, column, OPTIMIZERS[optimizer].family)
+    reference, same, other = (losses(t, "explicit", optimizer, eps=1e-4, steps=6) for t in ("mup", right, wrong))
+    assert furthest(reference, same) <= 1e-9
+    assert furthest(reference, other) > 1e-6
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam-l2", "sgd"])
