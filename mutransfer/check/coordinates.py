@@ -116,7 +116,8 @@ def coord_check(
     if judged.verdict == "pass" and not table.is_control:
         plain = control(make, rate, options, is_converted=make_optimizer is None)
         against = grid.control(plain, min(seeds, CONTROL_SEEDS))
-    doubt = _doubt(against, scale == "head_dim" and not judged.softmax)
+    unseen = [item.parameter for item in judged.listed if item.unseen]
+    doubt = _doubt(against, unseen, unread=scale == "head_dim" and not judged.softmax)
     report = CoordReport(
         verdict="undecided" if doubt and judged.verdict == "pass" else judged.verdict,
         doubt=doubt,
@@ -152,10 +153,12 @@ def _said(base: Any) -> int | dict[str, int] | str:
     return dict(base) if isinstance(base, Mapping) else type(base).__name__
 
 
-def _doubt(against: Control | None, unread: bool) -> str:
+def _doubt(against: Control | None, unseen: Sequence[str], *, unread: bool) -> str:
     """Why a check that finds nothing wrong cannot vouch that all is right; empty where it can."""
     if against is not None and against.verdict == "pass":
         return f"the control ({against.name}) passes too, so this check cannot tell right from wrong here"
+    if unseen:
+        return f"the contribution of {unseen[0]!r} could not be seen, so nothing is known of it"
     if unread:
         return "head_dim is said to grow, and no softmax scale of a growing head_dim could be read"
     return ""

@@ -65,6 +65,7 @@ class Run:
         init, later: at init, and after each step that counts.
         without_gradient: parameters whose gradient is zero by symmetry.
         frozen: parameters that are not trained.
+        trained: the others, those whose gradient is not zero.
         carried: see `Subject`.
         batch: the shapes that it trained on.
         model: the name of its class.
@@ -74,6 +75,7 @@ class Run:
     later: Sequence[Snapshot]
     without_gradient: frozenset[str]
     frozen: frozenset[str]
+    trained: frozenset[str]
     carried: Mapping[str, float]
     batch: str
     model: str
@@ -108,8 +110,9 @@ def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
                 later.append(measure(model, lambda m: training.loss(m, batch), start, init))
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, size in gradients.items() if size < NO_GRADIENT) - frozen
+        trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
-        return Run(init, later, still, frozen, subject.carried(width), described(batch), type(model).__name__)
+        return Run(init, later, still, frozen, trained, subject.carried(width), described(batch), type(model).__name__)
 
 
 def _still(model: nn.Module) -> None:

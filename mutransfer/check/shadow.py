@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,19 +57,33 @@ class Use:
 
 @dataclass(frozen=True)
 class _Made:
-    """A tensor made of parameters alone, and each parameter's share of it, laid out alike.
+    """A storage filled from parameters alone, and each parameter's share of it, laid out alike.
 
     `lookup`: rows were gathered on the way (positions, whose ids do not depend on the batch).
     """
 
-    tensor: Tensor
     shares: Mapping[str, Tensor]
     lookup: bool = False
 
+    @classmethod
+    def of(
+        cls, tensor: Tensor, shares: Mapping[str, Tensor], lookup: bool = False, before: _Made | None = None
+    ) -> Self:
+        """What `tensor` holds from now on; the rest of its storage holds what was there before."""
+        length = tensor.untyped_storage().nbytes() // tensor.element_size()
+        whole = dict(before.shares) if before else {}
+        for name, share in shares.items():
+            if name not in whole:
+                whole[name] = share.new_zeros(length)
+            _view(whole[name], tensor).copy_(share)
+        return cls(whole, lookup)
+
     def seen_through(self, view: Tensor) -> dict[str, Tensor]:
-        offset = view.storage_offset() - self.tensor.storage_offset()
-        layout = (view.shape, view.stride())
-        return {n: s.as_strided(*layout, s.storage_offset() + offset) for n, s in self.shares.items()}
+        return {name: _view(share, view) for name, share in self.shares.items()}
+
+
+def _view(flat: Tensor, like: Tensor) -> Tensor:
+    return flat.as_strided(like.shape, like.stride(), like.storage_offset())
 
 
 class ShadowMode(TorchDispatchMode):
@@ -100,7 +113,7 @@ class ShadowMode(TorchDispatchMode):
         self._gains: dict[int, float] = {}
         self._counts: dict[str, int] = {}
         self._initial, self._module = initial, module
-        self._made = {storage(t): _Made(t, {name: _laid_out(s, t)}) for name, (t, s) in shadows.items()}
+        self._made = {storage(t): _Made.of(t, {name: s}) for name, (t, s) in shadows.items()}
         self._constants = {storage(t) for t in constants}
         self.paused = False
         self._alive: list[Tensor] = []  # memory is told apart by address: none may be freed
@@ -154,19 +167,21 @@ class ShadowMode(TorchDispatchMode):
             return  # a view
         if meets and call.name not in _LITERALS:
             self._constants.discard(storage(out))
+            self._made.pop(storage(out), None)  # an activation was added in place, as an LSTM does to its gates
             self.flows.follow(call, out, uses, self._module())
         elif shares and out.is_floating_point():
             lookup = call.name in LOOKUPS or any(self._made[storage(operands[o])].lookup for o in shares)
-            self._made[storage(out)] = _Made(out, self._shares_of(call, shares, out), lookup)
+            before = self._made.get(storage(out)) if call.func._schema.is_mutable else None
+            self._made[storage(out)] = _Made.of(out, self._shares_of(call, shares), lookup, before)
         else:
             self._constants.add(storage(out))
 
-    def _shares_of(self, call: Call, shares: Mapping[Operand, Mapping[str, Tensor]], out: Tensor) -> dict[str, Tensor]:
+    def _shares_of(self, call: Call, shares: Mapping[Operand, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         parameters = dict.fromkeys(name for by_parameter in shares.values() for name in by_parameter)
         made = {}
         for name in parameters:
             own = {operand: by[name] for operand, by in shares.items() if name in by}
-            made[name] = _laid_out(combined(call, own, initial=self._initial), out)
+            made[name] = combined(call, own, initial=self._initial)
         return made
 
     def _is_constant(self, tensor: Tensor) -> bool:
@@ -179,12 +194,6 @@ class ShadowMode(TorchDispatchMode):
         """Every use in execution order, once the forward pass is over."""
         self.flows.finish()
         return tuple(_scaled(use, self._gains.get(number, 1.0)) for number, use in enumerate(self.uses))
-
-
-def _laid_out(share: Tensor, like: Tensor) -> Tensor:
-    if share.stride() == like.stride() and share.shape == like.shape:
-        return share
-    return torch.empty_strided(like.shape, like.stride(), dtype=share.dtype, device=share.device).copy_(share)
 
 
 def _scaled(use: Use, gain: float) -> Use:

@@ -69,10 +69,14 @@ class Slope:
 
 @dataclass(frozen=True)
 class Listed:
-    """A parameter that is not judged, and why."""
+    """A parameter that is not judged, and why.
+
+    `unseen`: it is trained and should have been.
+    """
 
     parameter: str
     why: str
+    unseen: bool = False
 
 
 def parameter_slopes(runs: Runs, law: Law, roles: Mapping[str, str]) -> tuple[list[Slope], list[Listed]]:
@@ -178,7 +182,11 @@ def _listed(runs: Runs) -> list[Listed]:
     return [
         *(Listed(name, "frozen") for name in sorted(every[0].frozen)),
         *(Listed(name, _why_still(name in used)) for name in sorted(still)),
+        *(Listed(name, _UNSEEN, unseen=True) for name in sorted(every[0].trained - used - still)),
     ]
+
+
+_UNSEEN = "it is trained, but its contribution could not be seen in the forward pass"
 
 
 def _why_still(used: bool) -> str:

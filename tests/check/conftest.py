@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.scale import Scale, m_in, m_out
-from mutransfer.rules.table import Parameterization, Role, Row
+from mutransfer.rules.table import Parameterization, Role
 from mutransfer.train.models import build_model
 
 GROWING: dict[Role, Scale] = {
@@ -34,18 +33,8 @@ def corrupt(
 ) -> Parameterization:
     """The table with one cell wrong by a factor ratio^power."""
     factor = (ratio or GROWING[role]) ** power
-
-    def wrong(row: Row) -> Row:
-        if cell != "lr":
-            return dataclasses.replace(row, **{cell: getattr(row, cell) * factor})
-        family = OPTIMIZERS[optimizer].family
-        rule = dataclasses.replace(row.rules[family], lr=row.rules[family].lr * factor)
-        return dataclasses.replace(row, rules={**row.rules, family: rule})
-
-    constant = table.constant_vector  # Table 9's row for gains and zero biases
-    if constant is not None and role is Role.VECTOR:
-        constant = wrong(constant)
-    return dataclasses.replace(table, rows={**table.rows, role: wrong(table.rows[role])}, constant_vector=constant)
+    family = OPTIMIZERS[optimizer].family if cell == "lr" else None
+    return table.with_cell(role, cell, lambda right: right * factor, family=family)
 
 
 def mlp(width: int) -> nn.Module:

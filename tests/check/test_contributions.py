@@ -252,3 +252,23 @@ def test_measuring_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_lstm_hides_neither_its_own_weights_nor_what_comes_after(x):
+    """Its gates are written in place over what the biases alone had made."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.readout = nn.LSTM(DIM, DIM, 2, batch_first=True), nn.Linear(DIM, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.readout(self.cells(x)[0])
+
+    model, before = moved(Recurrent())
+    found = contributions(model, x, before)
+    assert set(found) == set(before)
+    hidden = model.cells(x)[0]
+    assert found["readout.weight"] == [pytest.approx(rms(hidden @ (model.readout.weight - before["readout.weight"]).T))]
+    change = model.cells.weight_ih_l0 - before["cells.weight_ih_l0"]
+    assert found["cells.weight_ih_l0"] == [pytest.approx(rms(x @ change.T))]

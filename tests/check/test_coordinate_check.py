@@ -10,6 +10,7 @@ from torch import nn
 from toy_models import Decoder
 
 import mutransfer as mt
+from mutransfer.check import runs
 from mutransfer.check.report import CoordReport
 from mutransfer.check.slopes import Slope
 from mutransfer.check.verdict import culprits, implied, judge
@@ -401,3 +402,20 @@ class TestReport:
         assert failed.slope("2.weight").value > 0.7
         with pytest.raises(KeyError, match="spare"):
             failed.slope("spare")
+
+
+def test_a_trained_parameter_whose_contribution_was_not_seen_leaves_the_check_undecided(models, monkeypatch):
+    measured = runs.measure
+
+    everything = mlp_check(models, "mup")
+    name = next(s.parameter for s in everything.slopes if s.role == "output")
+    monkeypatch.setattr(
+        runs,
+        "measure",
+        lambda *args, **kwargs: dataclasses.replace(
+            kept := measured(*args, **kwargs), uses=tuple(use for use in kept.uses if use.parameter != name)
+        ),
+    )
+    report = mlp_check(models, "mup")
+    assert (everything.verdict, report.verdict) == ("pass", "undecided")
+    assert name in report.reason
