@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SYMBOLS = ("m_in", "m_out", "m_head", "m_depth")
+SYMBOLS = ("m_in", "m_out", "m_head", "m_depth", "m_uses")
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ class Scale:
 
 
 one = Scale()
-m_in, m_out, m_head, m_depth = (Scale(((symbol, 1.0),)) for symbol in SYMBOLS)
+m_in, m_out, m_head, m_depth, m_uses = (Scale(((symbol, 1.0),)) for symbol in SYMBOLS)

@@ -1,0 +1,193 @@
+"""The depth rules are those of the papers and of the derivation: exponents of m typed by hand, never computed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mutransfer.errors import RuleError
+from mutransfer.rules.depth import (
+    COMPLETEP,
+    DEPTH_MUP,
+    DEPTH_TABLES,
+    WIDTH_ONLY_LAW,
+    DepthLaw,
+    Place,
+    find_depth_table,
+)
+from mutransfer.rules.optimizers import find_optimizer
+from mutransfer.rules.scale import m_depth, m_uses, one
+from mutransfer.rules.table import Rule
+
+COLUMNS = ("init", "multiplier", "adam.lr", "adam.eps", "adam.decay", "sgd.lr", "sgd.decay", "clip")
+
+# Exponents of m_depth in that order. Dey et al. 2025, arXiv:2505.01618, Table 1 (explicit: hidden lr m^(alpha-1), eps
+# m^-alpha, decay 1); Zheng et al. 2026, arXiv:2603.00541, Tables 3 and 9 (SGD: m at alpha = 1, 1 at alpha = 1/2).
+EXPECTED = {
+    "completep": {
+        "outside": (0, 0, 0, 0, 0, 0, 0, 0),
+        "inner": (0, 0, 0, -1, 0, 1, -1, 0),
+        "terminal": (0, -1, 0, -1, 0, 1, -1, 0),
+        "folded terminal": (-1, 0, -1, 0, 1, -1, 1, -1),
+        "folded terminal with an offset gain": (-1, 0, -1, 0, 1, -1, 1, -1),
+        "norm on the stream": (0, 0, -1, 0, 1, -1, 1, 0),
+    },
+    "depth-mup": {
+        "outside": (0, 0, 0, 0, 0, 0, 0, 0),
+        "inner": (0, 0, -0.5, -0.5, 0, 0, 0, 0),
+        "terminal": (0, -0.5, -0.5, -0.5, 0, 0, 0, 0),
+        "folded terminal": (-0.5, 0, -1, 0, 0.5, -1, 1, -0.5),
+        "folded terminal with an offset gain": (-0.5, 0, -1, 0, 0.5, -1, 1, -0.5),
+        "norm on the stream": (0, 0, -1, 0, 1, -1, 1, 0),
+    },
+}  # fmt: skip
+
+# (init, change): terminal, inner, norm on the stream, outside
+LAWS = {"completep": ((-1, -1), (0, 0), (0, -1), (0, 0)), "depth-mup": ((-0.5, -1), (0, -0.5), (0, -1), (0, 0))}
+TABLES = sorted(DEPTH_TABLES)
+
+
+def exponents(row):
+    adam, sgd = row.rules["adam"], row.rules["sgd"]
+    cells = (row.init, row.multiplier, adam.lr, adam.eps, adam.weight_decay, sgd.lr, sgd.weight_decay, row.clip)
+    assert all(set(dict(cell.powers)) <= {"m_depth"} for cell in cells)
+    return tuple(cell.exponent("m_depth") for cell in cells)
+
+
+def wrong_cells(table):
+    return {
+        (place.value, column)
+        for place, row in table.rows.items()
+        for column, found, expected in zip(COLUMNS, exponents(row), EXPECTED[table.name][place.value], strict=True)
+        if found != expected
+    }
+
+
+def corrupted(table, place, column):
+    """The table with one cell wrong by 1/2."""
+    row = table.rows[place]
+    if "." not in column:
+        row = dataclasses.replace(row, **{column: getattr(row, column) * m_depth**0.5})
+    else:
+        family, kind = column.split(".")
+        field = "weight_decay" if kind == "decay" else kind
+        rule = dataclasses.replace(row.rules[family], **{field: getattr(row.rules[family], field) * m_depth**0.5})
+        row = dataclasses.replace(row, rules={**row.rules, family: rule})
+    return dataclasses.replace(table, rows={**table.rows, place: row})
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_is_the_papers(name):
+    assert wrong_cells(DEPTH_TABLES[name]) == set()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_control_every_cell_wrong_by_a_half_is_noticed(name):
+    for place in Place:
+        for column in COLUMNS:
+            assert wrong_cells(corrupted(DEPTH_TABLES[name], place, column)) == {(place.value, column)}
+
+
+def unfolded_differently(table, optimizer):
+    """The cells of a folded terminal that are not the explicit one's under abc-symmetry, for t = the multiplier.
+
+    Stored t times as large, a tensor's gradient is divided by t. An update of degree p in it needs lr t^(1+p); eps stands beside the gradient, hence eps / t; a decay step lr * decay * W must stay in proportion: decay / t^(1+p)
+    where it is decoupled, and where it is added to the gradient, (g + t^2 decay W) / t: decay / t^2.
+    """
+    explicit, folded = table.rows[Place.TERMINAL], table.rows[Place.FOLDED]
+    before, after = explicit.rule(optimizer), folded.rule(optimizer)
+    t, p = explicit.multiplier / folded.multiplier, optimizer.homogeneity
+    decay = t**-2 if optimizer.decay == "l2" else t ** -(1 + p)
+    expected = {
+        "init": (folded.init, explicit.init * t),
+        "lr": (after.lr, before.lr * t ** (1 + p)),
+        "eps": (after.eps, before.eps / t if optimizer.has_eps else one),
+        "decay": (after.weight_decay, before.weight_decay * decay),
+        "clip": (folded.clip, explicit.clip * t),
+    }
+    return {cell for cell, (found, derived) in expected.items() if found != derived}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adam-l2"])
+@pytest.mark.parametrize("name", TABLES)
+def test_folded_is_explicit_by_symmetry(name, optimizer):
+    assert unfolded_differently(DEPTH_TABLES[name], find_optimizer(optimizer)) == set()
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(("optimizer", "family"), [("adamw", "adam"), ("sgd", "sgd")])
+def test_control_one_wrong_cell_breaks_the_symmetry(name, optimizer, family):
+    for column in (c for c in COLUMNS if c.startswith((family, "init", "clip"))):
+        broken = corrupted(DEPTH_TABLES[name], Place.FOLDED, column)
+        assert unfolded_differently(broken, find_optimizer(optimizer)) == {column.rpartition(".")[2]}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_explicit_terminal_trains_as_what_stands_in_front_of_it(name):
+    rows = DEPTH_TABLES[name].rows
+    assert rows[Place.TERMINAL].rules == rows[Place.INNER].rules
+    assert rows[Place.TERMINAL].multiplier == m_depth ** -DEPTH_TABLES[name].alpha
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_at_the_base_depth_every_cell_is_exactly_one(name):
+    for place in Place:
+        row = DEPTH_TABLES[name].rows[place]
+        scales = [row.init, row.multiplier, row.clip]
+        scales += [scale for r in row.rules.values() for scale in (r.lr, r.eps, r.weight_decay)]
+        assert all(scale.at(m_depth=1, m_uses=1) == 1.0 for scale in scales)
+
+
+def test_only_an_offset_gain_cannot_be_decayed_in_the_folded_form():
+    for table in DEPTH_TABLES.values():
+        assert {place for place, row in table.rows.items() if not row.decays} == {Place.OFFSET}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_law_is_the_derived_one(name):
+    law = DEPTH_TABLES[name].law
+    terminal, inner, norm, outside = LAWS[name]
+    expected = dict.fromkeys((Place.TERMINAL, Place.FOLDED, Place.OFFSET), terminal)
+    expected |= {Place.INNER: inner, Place.STREAM_NORM: norm, Place.OUTSIDE: outside}
+    assert {place: (law.init[place], law.change[place]) for place in Place} == expected
+
+
+def test_each_law_contradicts_the_others_by_at_least_a_half():
+    laws = [table.law for table in DEPTH_TABLES.values()] + [WIDTH_ONLY_LAW]
+    for i, one_law in enumerate(laws):
+        for other in laws[:i]:
+            gaps = [abs(one_law.init[p] - other.init[p]) + abs(one_law.change[p] - other.change[p]) for p in Place]
+            assert max(gaps) >= 0.5
+
+
+def test_a_shared_parameter_sums_the_gradients_of_its_uses():
+    """ALBERT: m blocks use one tensor, so m_uses = m_depth, and what shrank in each adds up again."""
+    row = COMPLETEP.row(Place.INNER, shared=True)
+    assert row.rules["adam"] == Rule(one, m_uses / m_depth, one)
+    assert row.rules["sgd"] == Rule(m_depth / m_uses, one, m_uses / m_depth)
+    assert row.rules["adam"].eps.at(m_depth=4, m_uses=4) == 1.0
+    assert COMPLETEP.row(Place.INNER) == COMPLETEP.rows[Place.INNER]
+
+
+def test_sharing_under_depth_mup_is_refused_with_the_table_that_has_it():
+    with pytest.raises(RuleError, match=r"several blocks share. Use 'completep'"):
+        DEPTH_MUP.row(Place.INNER, shared=True)
+
+
+def test_nothing_is_made_up_for_an_optimizer_or_a_place_without_a_rule():
+    bare = dataclasses.replace(COMPLETEP.rows[Place.INNER], rules={})
+    with pytest.raises(RuleError, match="no depth rule for optimizer 'sgd'"):
+        bare.rule(find_optimizer("sgd"))
+    rows = {place: row for place, row in COMPLETEP.rows.items() if place is not Place.STREAM_NORM}
+    with pytest.raises(RuleError, match="no row for norm on the stream"):
+        dataclasses.replace(COMPLETEP, rows=rows)
+    with pytest.raises(RuleError, match="same optimizer families"):
+        dataclasses.replace(COMPLETEP, rows={**COMPLETEP.rows, Place.INNER: bare})
+    with pytest.raises(RuleError, match="every place"):
+        DepthLaw({}, {})
+
+
+def test_a_mistyped_depth_table_shows_the_nearest():
+    with pytest.raises(RuleError, match="Did you mean 'completep'"):
+        find_depth_table("complete-p")
