@@ -21,6 +21,7 @@ from mutransfer.sweep.key import TRIAL_SECTIONS, trial_key
 from mutransfer.train.data.protocol import Data
 from mutransfer.train.data.registry import build_data
 from mutransfer.train.device import find_device
+from mutransfer.train.fit import check_fit
 from mutransfer.train.loop import train
 from mutransfer.train.models import build_model
 
@@ -66,6 +67,7 @@ class Trials:
 
     def _make_plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         choice = config["parameterization"]
+        check_fit(self.model(config, config["base"]), self.data(config), config)
         return plan(
             model,
             choice["name"],

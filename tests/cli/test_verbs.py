@@ -16,6 +16,12 @@ from mutransfer.sweep.key import Point
 from mutransfer.sweep.store import Counts, Store
 
 TINY = ["model.depth=1", "train.steps=4", "train.eval_batches=1", "data.batch_size=2", "data.seq_len=16"]
+NARROW = """
+from torch import nn
+
+def make(width, depth):
+    return nn.Sequential(nn.Embedding(256, width), nn.Linear(width, width), nn.Linear(width, 90))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +159,7 @@ def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.C
         (["data=text", "data.path=."], "Is a directory"),
         (["model=factory", "model.path=nowhere:make"], "model.path=nowhere:make cannot be imported"),
         (["model=factory", "model.path=broken:make"], "ZeroDivisionError"),
+        (["model=factory", "model.path=narrow:make", "data=text", "data.path=long.txt", *TINY], "(2, 16, 90)"),
         (["model.width=100"], "must be a multiple of model.head_dim=16"),
         (["device=cuda:99"], "device=cuda:99 cannot be used here"),
         (["run_dir=short.txt/run", *TINY], "Cannot make short.txt/run"),
@@ -167,7 +174,9 @@ def test_bad_input_ends_a_sweep_before_it_starts(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("short.txt").write_text("to be or not")
+    Path("long.txt").write_text("to be or not " * 1000)
     Path("empty.txt").touch()
+    Path("narrow.py").write_text(NARROW)
     Path("broken.py").write_text("def make(width):\n    return 1 / 0\n")
     assert main(["sweep", *words]) == 2
     error = capsys.readouterr().err
