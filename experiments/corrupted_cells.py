@@ -9,7 +9,6 @@ Each check is durable at once: run the same command again and it goes on. Exits 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 import time
@@ -23,7 +22,7 @@ import mutransfer as mt
 from mutransfer.records import read_json, write_json
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.scale import Scale, m_in, m_out
-from mutransfer.rules.table import Parameterization, Role, Row
+from mutransfer.rules.table import Parameterization, Role
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.sweep.trial import environment
 from mutransfer.train.models import build_model
@@ -61,19 +60,8 @@ MODELS = {"mlp": mlp, "gpt": gpt, "resnet": resnet}
 
 def corrupt(table: Parameterization, role: Role, cell: str, power: float, optimizer: str) -> Parameterization:
     """The table with one cell wrong by (its role's size ratio)^power."""
-    factor = GROWING[role] ** power
-
-    def wrong(row: Row) -> Row:
-        if cell != "lr":
-            return dataclasses.replace(row, **{cell: getattr(row, cell) * factor})
-        family = OPTIMIZERS[optimizer].family
-        rule = dataclasses.replace(row.rules[family], lr=row.rules[family].lr * factor)
-        return dataclasses.replace(row, rules={**row.rules, family: rule})
-
-    gains = table.constant_vector
-    if gains is not None and role is Role.VECTOR:
-        gains = wrong(gains)
-    return dataclasses.replace(table, rows={**table.rows, role: wrong(table.rows[role])}, constant_vector=gains)
+    family = OPTIMIZERS[optimizer].family if cell == "lr" else None
+    return table.with_cell(role, cell, lambda right: right * GROWING[role] ** power, family=family)
 
 
 def cases(models: list[str]) -> Iterator[tuple[str, str, str, Role | None, str, float]]:

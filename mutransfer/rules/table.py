@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from mutransfer.errors import RuleError, nearest
 from mutransfer.rules.optimizers import Optimizer
@@ -123,6 +123,29 @@ class Parameterization:
             f"Parameterization {self.name!r} has no rule for optimizer {optimizer.name!r}; "
             f"it is defined for: {', '.join(self.families)}. Choose one of those, or another parameterization."
         )
+
+    def with_cell(
+        self, role: Role, cell: str, change: Callable[[Scale], Scale], *, family: str | None = None
+    ) -> Parameterization:
+        """The table with one cell changed, to try another rule: `mup.with_cell(Role.HIDDEN, "lr", f, family="adam")`.
+
+        Args:
+            role: the row; a change of the vectors' is one of the constant vectors' too.
+            cell: "init_std" or "multiplier"; with an optimizer family "lr", "eps" or "weight_decay".
+            change: from the cell as it is to the one wanted.
+        """
+
+        def changed(row: Row) -> Row:
+            cells = row if family is None else row.rules[family]
+            changes: dict[str, Any] = {cell: change(getattr(cells, cell))}
+            if family is not None:
+                changes = {"rules": {**row.rules, family: replace(row.rules[family], **changes)}}
+            return replace(row, **changes)
+
+        constant = self.constant_vector
+        if constant is not None and role is Role.VECTOR:
+            constant = changed(constant)
+        return replace(self, rows={**self.rows, role: changed(self.rows[role])}, constant_vector=constant)
 
     def gauge_of(self, role: Role, *, constant: bool = False) -> Scale:
         if constant and self.constant_vector is not None and role in (Role.VECTOR, Role.INPUT):

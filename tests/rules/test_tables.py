@@ -276,6 +276,18 @@ def test_a_law_must_speak_of_every_role():
         dataclasses.replace(mt.PARAMETERIZATIONS["mup"], law=Law({Role.INPUT: 0.0}))
 
 
+def test_a_changed_cell_changes_nothing_else():
+    mup, table_9 = mt.PARAMETERIZATIONS["mup"], mt.PARAMETERIZATIONS["mup-table9"]
+    changed = mup.with_cell(Role.HIDDEN, "lr", lambda cell: cell * m_in**0.5, family="adam")
+    expected = dict(cells(mup)) | {("hidden", "adam.lr"): m_in**-0.5}
+    assert cells(changed) == expected
+    changed = table_9.with_cell(Role.VECTOR, "multiplier", lambda cell: cell * m_out)
+    assert cells(changed) == dict(cells(table_9)) | {
+        ("vector", "multiplier"): m_out**1.5,
+        ("constant", "multiplier"): m_out,
+    }
+
+
 def test_a_missing_column_is_an_error_and_never_sp():
     table = mt.PARAMETERIZATIONS["sp-embedding"]
     with pytest.raises(RuleError, match="no rule for optimizer 'sgd'; it is defined for: adam"):
