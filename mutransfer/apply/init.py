@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from mutransfer.planning.laws import Law, estimate, fits
 def initialize(model: nn.Module, plan: PlanData) -> None:
     """Multiplies or redraws every parameter as planned; all checks come before the first write.
 
+    init="table" writes every tensor but those that are filled by code and not with one number (a state-space model's
+    A_log, say): they keep what they hold, so after `to_empty` run their own reset first.
+
     Raises:
         AlreadyParameterizedError: init="rescale" and a tensor that is not as its constructor left it.
     """
@@ -25,18 +29,20 @@ def initialize(model: nn.Module, plan: PlanData) -> None:
         for line, tensor in pairs:
             _check_fresh(line, tensor)
     for line, tensor in pairs:
-        if plan.init == "table" and line.init_law.kind != "constant":
+        if plan.init == "table" and not math.isnan(line.init_law.mean):
             tensor.copy_(_draw(line, tensor))
         elif line.init_factor != 1.0:
             tensor.mul_(line.init_factor)
 
 
 def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
-    """A normal draw from the tensor's own seed: its name and torch's initial seed, whatever was drawn before."""
+    """A normal draw from the tensor's own seed: its name and torch's initial seed, whatever was drawn before. A
+    constant is a draw without spread: a gain of 1, a bias of 0."""
     digest = hashlib.sha256(f"{torch.initial_seed()} {line.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
     fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-    return (fresh * line.init_std).to(tensor)
+    mean = 0.0 if line.init_law.centred else line.init_law.mean * line.init_factor
+    return (fresh * line.init_std + mean).to(tensor)
 
 
 def _check_fresh(line: ParamPlan, tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
@@ -94,13 +94,33 @@ def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadSca
 
 
 def _rebuilt(
-    model: Shapes, base: Shapes, probes: Sequence[Shapes], make_base: Build, make_model: Build, words: str, laws: bool
+    model: Shapes,
+    base: Shapes,
+    probes: Sequence[Shapes],
+    make_base: Build,
+    make_model: Build,
+    words: str,
+    need_laws: bool,
 ) -> Base:
+    """Where the laws are not needed (init="table"), a matrix that is drawn off zero is drawn anew around it."""
     dims = compare(model, base, probes)
     same = dict(model) == dict(base)
-    base_laws = read_laws(make_base) if laws else {}
-    own_laws = base_laws if same else read_laws(make_model) if laws else {}
+    base_laws = read_laws(make_base)
+    own_laws = base_laws if same else read_laws(make_model)
+    if not need_laws:
+        drawn_anew = {name for name, law in base_laws.items() if _off_zero(law) and not _is_vector(dims[name])}
+        base_laws, own_laws = (
+            {name: law for name, law in laws.items() if name not in drawn_anew} for laws in (base_laws, own_laws)
+        )
     return Base(dims, base_laws, own_laws, make_base, None, words)
+
+
+def _off_zero(law: Law) -> bool:
+    return law.kind == "drawn" and not law.centred
+
+
+def _is_vector(dims: Sequence[Dim]) -> bool:
+    return sum(dim.size > 1 for dim in dims) <= 1
 
 
 def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
@@ -118,7 +138,8 @@ def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
         )
     dims = compare(shapes, base_shapes)
     if not need_laws:
-        return Base(dims, {}, {}, lambda: base, None, words)
+        laws, own = _laws_of_vectors(model, dims, _laws_by_values(base))
+        return Base(dims, laws, own, lambda: base, None, words)
     if any(p.is_meta for module in (base, model) for p in module.parameters()):
         raise ShapeError(
             "Base or model is on the meta device and cannot be built again, so its init is unknown. Give factory= "
@@ -128,10 +149,49 @@ def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
     return Base(dims, laws, own, lambda: base, None, words)
 
 
+def _defaults(model: nn.Module) -> Laws:
+    """The laws that the layers' defaults tell; what none of them fills has no number there."""
+    return {name: law for name, law in read_defaults(model).items() if not math.isnan(law.mean)}
+
+
+def _laws_by_values(base: nn.Module) -> Laws:
+    """How a fresh model is filled that cannot be built again: its layers' own defaults where its values fit them, else
+    what the values show; on meta they show nothing."""
+    defaults = _defaults(base)
+    laws = {name: _law_by_values(value, defaults.get(name)) for name, value in parameters_of(base).items()}
+    return {name: law for name, law in laws.items() if law is not None}
+
+
+def _law_by_values(value: Tensor, default: Law | None) -> Law | None:
+    if value.is_meta:
+        return default
+    seen = estimate(value)
+    all_equal = seen.kind == "constant" and value.numel() > 1  # which few zeros might pass for a draw
+    return default if default is not None and not all_equal and fits(default, value) else seen
+
+
+def _laws_of_vectors(model: nn.Module, dims: Mapping[str, Sequence[Dim]], base: Laws) -> tuple[Laws, Laws]:
+    """The laws at the base and in the model of what a table does not fill by itself: gains, biases and the like. The
+    model's values are not looked at; the law is the base's, or the layer's own default where that is a draw.
+
+    Raises:
+        ShapeError: neither the base nor a layer's default tells; a draw off zero may be a range filled by code.
+    """
+    vectors = [name for name, row in dims.items() if _is_vector(row)]
+    unknown = [name for name in vectors if name not in base or (base[name].measured and _off_zero(base[name]))]
+    if unknown:
+        raise ShapeError(
+            f"Nothing tells what {unknown[0]!r} is filled with, which init='table' must know. Give factory= (a "
+            "function from width to model), so that its init can be read."
+        )
+    own = {name: law for name, law in _defaults(model).items() if name in vectors and base[name].kind == "drawn"}
+    return {name: base[name] for name in vectors}, {name: own.get(name, base[name]) for name in vectors}
+
+
 def _laws_of_two(base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[Dim]]) -> tuple[Laws, Laws]:
     """The init laws of two fresh models that cannot be built again: each layer's own default where both models' values
     fit it, else what the values show."""
-    defaults = read_defaults(base), read_defaults(model)
+    defaults = _defaults(base), _defaults(model)
     values = parameters_of(base), parameters_of(model)
     laws: Laws = {}
     own: Laws = {}
@@ -164,10 +224,11 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
         )
         for name, row in compare(shapes, base_shapes).items()
     }
-    if not need_laws:
-        return Base(dims, {}, {}, None, saved.base_forward, f"of {path.name}")
     laws = {name: line.base_law for name, line in growing.items()}
-    values, defaults = parameters_of(model), read_defaults(model)
+    if not need_laws:
+        laws, own = _laws_of_vectors(model, dims, laws)
+        return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}")
+    values, defaults = parameters_of(model), _defaults(model)
     if any(p.is_meta for p in values.values()):
         raise ShapeError("The model is on the meta device and its init is unknown: give base= as a width, or factory=.")
     own = {}
