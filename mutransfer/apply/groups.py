@@ -122,22 +122,13 @@ def _check(values: Mapping[str, Any], plan: PlanData) -> None:
         )
 
 
-def make_optimizer(
-    model: nn.Module,
-    plan: PlanData,
-    *,
-    lr: float | Tensor,
-    weight_decay: float = 0.0,
-    eps: float = EPS,
-    groups: Iterable[Mapping[str, Any]] | None = None,
-    **options: Any,
-) -> Optimizer:
-    """The stock torch optimizer of the plan's family over `param_groups`; fused where torch supports it.
+def make_optimizer(plan: PlanData, groups: Sequence[Group], *, lr: float | Tensor, **options: Any) -> Optimizer:
+    """The stock torch optimizer of the plan's family over groups made by `param_groups`; fused where torch supports it.
 
     Args:
+        lr: of groups that are added later.
         options: passed on: betas, momentum, nesterov, fused, capturable, ...
     """
-    made = param_groups(model, plan, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
     classes: dict[str, Any] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
@@ -145,8 +136,8 @@ def make_optimizer(
         "adam-l2": torch.optim.Adam,
     }
     if "foreach" not in options:
-        options.setdefault("fused", _fusible(made))
-    optimizer: Optimizer = classes[plan.optimizer](made, lr=lr, **options)
+        options.setdefault("fused", _fusible(groups))
+    optimizer: Optimizer = classes[plan.optimizer](groups, lr=lr, **options)
     return optimizer
 
 

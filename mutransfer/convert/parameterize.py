@@ -21,7 +21,7 @@ from mutransfer.planning.resolve import resolve
 from mutransfer.rules.table import Parameterization
 
 MARK = "_mutransfer"
-"""Attribute on every module of a parameterized model that names its parameterization, so that none is applied twice."""
+"""Attribute on every module with parameters of a parameterized model: the name of its parameterization, so that none is applied twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Plan(PlanData):
         apply_attention(model, self.attention)
         apply_swaps(model, self.swaps)
         for module in model.modules():
-            setattr(module, MARK, self.parameterization)
+            if next(module.parameters(), None) is not None:  # one activation may serve several models
+                setattr(module, MARK, self.parameterization)
         return model
 
     def param_groups(
@@ -65,8 +66,9 @@ class Plan(PlanData):
         groups: Iterable[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Optimizer:
-        """See `mutransfer.apply.groups.make_optimizer`."""
-        return make_optimizer(model, self, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups, **options)
+        """See `mutransfer.apply.groups.param_groups` and `make_optimizer`, which `options` are passed on to."""
+        made = self.param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
+        return make_optimizer(self, made, lr=lr, **options)
 
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
         """See `mutransfer.apply.clip.clip_grad_norm_`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -133,7 +133,17 @@ class Parameterization:
             role: the row; a change of the vectors' is one of the constant vectors' too.
             cell: "init_std" or "multiplier"; with an optimizer family "lr", "eps" or "weight_decay".
             change: from the cell as it is to the one wanted.
+
+        Raises:
+            RuleError: there is no such cell.
         """
+        known = [f.name for f in fields(Row if family is None else Rule) if f.name != "rules"]
+        if cell not in known or family not in (None, *self.families):
+            of = f"optimizer family {family!r}" if family else "all optimizers"
+            raise RuleError(
+                f"Parameterization {self.name!r} has no cell {cell!r} of {of}. With no family there are init_std and "
+                f"multiplier; with one of {', '.join(self.families)} there are lr, eps and weight_decay."
+            )
 
         def changed(row: Row) -> Row:
             cells = row if family is None else row.rules[family]

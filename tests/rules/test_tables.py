@@ -288,6 +288,12 @@ def test_a_changed_cell_changes_nothing_else():
     }
 
 
+@pytest.mark.parametrize(("cell", "family"), [("lr", None), ("init_std", "adam"), ("rules", None), ("lr", "lion")])
+def test_a_cell_that_does_not_exist_cannot_be_changed(cell, family):
+    with pytest.raises(RuleError, match=f"'mup' has no cell '{cell}' of .* there are lr, eps and weight_decay"):
+        mt.PARAMETERIZATIONS["mup"].with_cell(Role.HIDDEN, cell, lambda cell: cell, family=family)
+
+
 def test_a_missing_column_is_an_error_and_never_sp():
     table = mt.PARAMETERIZATIONS["sp-embedding"]
     with pytest.raises(RuleError, match="no rule for optimizer 'sgd'; it is defined for: adam"):
