@@ -21,7 +21,8 @@ from mutransfer.planning.resolve import resolve
 from mutransfer.rules.table import Parameterization
 
 MARK = "_mutransfer"
-"""Attribute on every module with parameters of a parameterized model: the name of its parameterization, so that none is applied twice."""
+"""Attribute on every module with parameters of a parameterized model, which names the parameterization: none is applied
+twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,8 @@ def parameterize(
         model: fresh from its constructor (unless init="keep"), on any device.
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own.
         base: the size at which the hyperparameters hold: the primary width (with `factory`, or for a model whose class
-            takes its own `.config`), a dict of config fields, a model of that size, or the path of a saved plan.
+            takes its own `.config`), a dict of config fields (its widths: what differs from the model's own), a model
+            of that size, or the path of a saved plan.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
         base_depth: for depth parameterizations.
         example_inputs: a tensor, tuple or dict that the forward pass accepts; only shapes and dtypes matter.

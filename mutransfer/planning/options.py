@@ -56,7 +56,8 @@ def make_options(
         if value not in get_args(allowed):
             raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
     own = parse_hyperparameters(hyperparameters)
-    return Options(table, family, form, init, scale, dict(roles or {}), own, strict)  # type: ignore[arg-type]
+    named = {str(pattern): str(role) for pattern, role in (roles or {}).items()}
+    return Options(table, family, form, init, scale, named, own, strict)  # type: ignore[arg-type]
 
 
 def _refuse_no_mapping(name: str, given: Any, example: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mutransfer as mt
-from mutransfer.errors import AlreadyParameterizedError, ConfigError, MutransferError, RuleError, ShapeError
+from mutransfer.errors import AlreadyParameterizedError, ConfigError, MutransferError, RoleError, RuleError, ShapeError
 
 
 @dataclasses.dataclass
@@ -55,6 +55,8 @@ SLIPS = {
     "a number for inputs": ({"example_inputs": 5}, ConfigError, "is of type int. Give a tensor, a tuple"),
     "a word for inputs": ({"example_inputs": "ids"}, ConfigError, "example_inputs= is of type str"),
     "a list of roles": ({"roles": ["hidden"]}, ConfigError, "roles= is of type list. Give a dict"),
+    "a list in place of one role": ({"roles": {"*": ["hidden"]}}, RoleError, "no role .*hidden"),
+    "a pattern that is no text": ({"roles": {5: "hidden"}}, RoleError, "pattern '5' matched no parameter"),
     "a list of hyperparameters": ({"hyperparameters": ["lr"]}, ConfigError, "hyperparameters= is of type list"),
     "an optimizer's class": ({"optimizer": torch.optim.AdamW}, RuleError, "'AdamW'; give a name. Did you mean 'adamw'"),
     "an optimizer's class in quotes": ({"optimizer": "AdamW"}, RuleError, "Did you mean 'adamw'"),
@@ -153,3 +155,14 @@ def test_a_part_of_a_converted_model_and_a_model_around_one_are_refused(form):
     with pytest.raises(AlreadyParameterizedError, match="part 'inner' already carries plan 'mup'"):
         mt.parameterize(Around(head), "mup", base=16, factory=lambda w: Around(mlp(w)[2]), init="keep")
     assert mt.parameterize(Around(mlp(64)), "mup", base=16, factory=lambda w: Around(mlp(w)), form=form)
+
+
+ACTIVATION = nn.ReLU()
+
+
+def test_an_activation_that_two_models_share_is_no_part_that_was_converted():
+    def make(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), ACTIVATION, nn.Linear(width, 3))
+
+    for _ in range(2):
+        assert mt.parameterize(make(64), "mup", base=16, factory=make)
