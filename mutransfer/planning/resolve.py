@@ -89,8 +89,8 @@ def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
     for line in lines:
         if line.name in traced.normalized and (line.init_factor, line.fold, line.multiplier) != (1.0, 1.0, 1.0):
             raise RoleError(
-                f"{line.name!r} is normalized in the forward pass (weight_norm), so the factor that it needs would do "
-                "nothing. Take the weight norm off this layer."
+                f"{line.name!r} is normalized in the forward pass, so the factor that it needs would do "
+                "nothing. Take the normalization (weight_norm, spectral_norm) off this layer."
             )
 
 

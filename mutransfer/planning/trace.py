@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import (
 from torch.func import functional_call
 
 from mutransfer.errors import RoleError
+from mutransfer.planning.calls import tensors_in
 from mutransfer.planning.laws import untouched_rng
 from mutransfer.planning.ops import Trace
-from mutransfer.planning.tracer import Tracer, tensors_in
+from mutransfer.planning.tracer import Tracer
 
 
 @contextmanager

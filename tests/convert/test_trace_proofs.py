@@ -185,3 +185,31 @@ def test_a_forward_pass_that_only_runs_in_evaluation_is_traced_there_and_the_mod
     plan = mt.plan(model, "mup", base=16, factory=lambda w: Strict(5, w), example_inputs=X)
     assert plan["weight"].role == "input"
     assert model.training
+
+
+def _normalized(m: Net, h: Tensor) -> Tensor:
+    return functional.linear(h, functional.normalize(m.w, dim=1))
+
+
+def _normalized_by_hand(m: Net, h: Tensor) -> Tensor:
+    return functional.linear(h, m.w * torch.rsqrt(m.w.pow(2).mean(1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("head", [_normalized, _normalized_by_hand])
+def test_a_weight_that_is_divided_by_its_own_norm_feels_no_factor_and_is_refused(
+    head: Callable[[Net, Tensor], Tensor],
+) -> None:
+    with pytest.raises(RoleError, match="'w' is normalized in the forward pass"):
+        roles(head, lambda w: {"w": (7, w)})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_singular_value_of_spectral_norm_is_no_use_of_its_weight(training: bool) -> None:
+    def build(width: int) -> nn.Module:
+        head = nn.utils.parametrizations.spectral_norm(nn.Linear(width, 7))
+        return nn.Sequential(nn.Linear(5, width), nn.Tanh(), head).train(training)
+
+    with pytest.raises(RoleError, match=r"'2.parametrizations.weight.original' is normalized"):
+        mt.plan(build(64), "mup", base=16, factory=build, example_inputs=X)
+    plan = mt.plan(build(64), "sp", base=16, factory=build, example_inputs=X, init="keep")
+    assert plan["2.parametrizations.weight.original"].role == "output"
