@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        return _complain(f"{error.strerror}: {error.filename or 'the disk'}. Free some space or change run_dir.")
+        return _complain(_of_the_system(error))
     except KeyboardInterrupt:
         print("\nInterrupted. Rerun the same command to continue.", file=sys.stderr)
         return INTERRUPTED
@@ -76,6 +74,15 @@ def _run_verb(verb: str, words: list[str]) -> int:
     module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
     code: int = module.run(composer, parsed)
     return code
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, and of which file where it says so; only some of it is about room or permission."""
+    reason = " ".join(str(error.strerror or error or type(error).__name__).split()).rstrip(".")
+    advice = (
+        "Free some space or change run_dir." if error.errno in _DISK_ERRORS else "Check that path, or give another."
+    )
+    return f"{reason}: {error.filename}. {advice}" if error.filename else f"{reason}. {advice}"
 
 
 def _complain(sentence: str) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord
+from mutransfer.records import TrialRecord, check_writable
 
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -41,6 +40,10 @@ class WandbLogger:
 
     Args:
         settings: the `logger` section of the config. The environment's WANDB_MODE wins over its `mode`.
+
+    Raises:
+        ConfigError: a WANDB_MODE that does not exist.
+        RunError: its folder cannot be made or written to.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -48,6 +51,8 @@ class WandbLogger:
         self._mode = os.environ.get("WANDB_MODE") or settings["mode"]
         if self._mode not in WANDB_MODES:
             raise ConfigError(f"WANDB_MODE={self._mode} does not exist. Known: {', '.join(WANDB_MODES)}.")
+        if settings["dir"] is not None:
+            check_writable(settings["dir"])
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run: Any = None
@@ -57,7 +62,6 @@ class WandbLogger:
 
         settings: Any = self._settings
         mode: Any = self._mode
-        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
                 mode=mode,

@@ -19,7 +19,8 @@ from typing import IO
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.key import Point, sweep_id
-from mutransfer.sweep.store import Counts, Store, worker_name
+from mutransfer.sweep.processes import worker_name
+from mutransfer.sweep.store import Counts, Store
 from mutransfer.sweep.worker import EXIT_STORE
 
 POLL_SECONDS = 0.1
@@ -72,6 +73,7 @@ class LocalEngine:
         """
         sweep = sweep_id(points)
         store.release_dead()
+        store.requeue_damaged()
         store.add(sweep, points)
         if self.retry_failed:
             store.retry_failed(sweep)

@@ -218,7 +218,7 @@ class TrialRoot:
 
     def __post_init__(self) -> None:
         positive("", base=self.base)
-        require(self.seed >= 0, f"seed={self.seed}: it must not be negative.")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: it must be at least 0 and less than 2**63.")
 
 
 @dataclass

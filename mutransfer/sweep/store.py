@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from mutransfer.errors import RunError
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.sweep.key import Point
+from mutransfer.sweep.processes import may_be_alive
+from mutransfer.sweep.rows import decode, is_record, record_crash
 from mutransfer.sweep.sqlite import connect, connect_read_only, readable_errors
 
 FILE_NAME = "sweep.sqlite"
 VERSION = 1
-MAX_ATTEMPTS = 3
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -43,6 +42,7 @@ CREATE INDEX point_key ON point (key);
 """
 
 _OF_SWEEP = "key IN (SELECT key FROM point WHERE sweep = :sweep)"
+_AFRESH = "status = 'pending', crashes = 0, record = NULL, error = NULL, finished = NULL"
 _CLAIMABLE = f"""
 SELECT key, config FROM run WHERE {_OF_SWEEP} AND (status = 'pending' OR (status = 'running' AND lease < :now))
 ORDER BY cost DESC, key LIMIT 1
@@ -149,7 +149,8 @@ class Store:
                 [(point.key, json.dumps(point.config), point.cost) for point in points],
             )
             db.executemany(
-                "INSERT OR IGNORE INTO point (sweep, id, key, config) VALUES (?, ?, ?, ?)",
+                "INSERT INTO point (sweep, id, key, config) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (sweep, id) DO UPDATE SET config = excluded.config WHERE NOT json_valid(config)",
                 [(sweep, point.id, point.key, json.dumps(point.config)) for point in points],
             )
 
@@ -223,23 +224,26 @@ class Store:
                 "SELECT key, config, crashes FROM run WHERE worker = ? AND status = 'running'", (worker,)
             ).fetchall()
             for key, config, crashes in rows:
-                _record_crash(db, key, json.loads(config), crashes + 1)
+                record_crash(db, key, json.loads(config), crashes + 1)
         return [key for key, _, _ in rows]
 
     def release_dead(self) -> None:
         """Gives back what workers of this machine hold that no longer exist (their driver was killed with them)."""
         rows = self._read("SELECT DISTINCT worker FROM run WHERE status = 'running'")
         for (worker,) in rows:
-            if not _may_be_alive(worker):
+            if not may_be_alive(worker):
                 self.release(worker)
+
+    def requeue_damaged(self) -> None:
+        """Puts back every trial, of any sweep, whose record cannot be read: it can be had again."""
+        rows = self._read("SELECT key, record FROM run WHERE status NOT IN ('pending', 'running')")
+        damaged = [(key,) for key, text in rows if not is_record(text)]
+        with self._transaction() as db:
+            db.executemany(f"UPDATE run SET {_AFRESH} WHERE key = ?", damaged)
 
     def retry_failed(self, sweep: str) -> None:
         with self._transaction() as db:
-            db.execute(
-                "UPDATE run SET status = 'pending', crashes = 0, record = NULL, error = NULL, finished = NULL "
-                f"WHERE status = 'failed' AND {_OF_SWEEP}",
-                {"sweep": sweep},
-            )
+            db.execute(f"UPDATE run SET {_AFRESH} WHERE status = 'failed' AND {_OF_SWEEP}", {"sweep": sweep})
 
     def counts(self, sweep: str) -> Counts:
         query = f"SELECT status, COUNT(*), SUM(cost) FROM run WHERE {_OF_SWEEP} GROUP BY status"
@@ -254,7 +258,7 @@ class Store:
 
     def record(self, key: str) -> TrialRecord:
         ((text,),) = self._read("SELECT record FROM run WHERE key = ?", (key,))
-        return TrialRecord.from_json(json.loads(text))
+        return decode(self.path, key, text)
 
     def metrics(self, key: str) -> list[tuple[int, str, float | None]]:
         return self._read("SELECT step, name, value FROM metric WHERE key = ? ORDER BY rowid", (key,))
@@ -263,16 +267,17 @@ class Store:
         """One record per point that is answered, with the config that the point asked for.
 
         A trial at the base size that answers points of several parameterizations is listed once for each.
+
+        Raises:
+            RunError: a record that is half-written or damaged.
         """
         rows = self._read(
-            "SELECT point.config, run.record FROM point JOIN run USING (key) "
+            "SELECT run.key, run.record, point.config FROM point JOIN run USING (key) "
             "WHERE run.record IS NOT NULL AND (:sweep IS NULL OR point.sweep = :sweep) "
             "GROUP BY point.id ORDER BY MIN(point.rowid)",
             {"sweep": sweep},
         )
-        return [
-            replace(TrialRecord.from_json(json.loads(record)), config=json.loads(config)) for config, record in rows
-        ]
+        return [decode(self.path, *row) for row in rows]
 
     def _make_tables(self) -> None:
         if not self._tables():
@@ -312,33 +317,3 @@ class Store:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
-
-
-def worker_name(pid: int | None = None) -> str:
-    """Names a process of this machine so that a later driver can see whether it still lives."""
-    return f"{socket.gethostname()}:{pid or os.getpid()}"
-
-
-def _may_be_alive(worker: str) -> bool:
-    host, _, pid = worker.rpartition(":")
-    if host != socket.gethostname():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _record_crash(db: sqlite3.Connection, key: str, config: dict[str, Any], crashes: int) -> None:
-    if crashes < MAX_ATTEMPTS:
-        db.execute("UPDATE run SET status = 'pending', worker = NULL, crashes = ? WHERE key = ?", (crashes, key))
-        return
-    error = f"The worker process died in this trial {crashes} times (killed, or out of memory)."
-    record = TrialRecord(key=key, config=config, status="failed", error=error)
-    db.execute(
-        "UPDATE run SET status = 'failed', crashes = ?, record = ?, error = ?, finished = ? WHERE key = ?",
-        (crashes, json.dumps(record.to_json()), error, time.time(), key),
-    )

@@ -16,7 +16,8 @@ from typing import Any
 
 from mutransfer.errors import DataError, MutransferError, RunError
 from mutransfer.records import TrialRecord
-from mutransfer.sweep.store import Claim, Store, worker_name
+from mutransfer.sweep.processes import worker_name
+from mutransfer.sweep.store import Claim, Store
 
 POLL_SECONDS = 0.2
 FLUSH_SECONDS = 1.0

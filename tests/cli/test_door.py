@@ -101,6 +101,7 @@ def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> No
         (["swep"], "no verb 'swep'. Did you mean 'sweep'"),
         (["train", "--hlep"], "has no flag --hlep. Did you mean '--help'"),
         (["train", "--target", "model.width=3"], "has no flag --target"),
+        (["train", "seed=9223372036854775808"], "seed=9223372036854775808: it must be at least 0 and less than 2**63."),
         (["train", "gpt"], "'gpt' is neither a flag nor an override. Write key=value, such as model=gpt"),
         (["train", "--config-dir"], "--config-dir needs a value"),
         (["train", "--config-dir", "nowhere"], "is not a folder"),
@@ -124,6 +125,12 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         (RunError("It is gone."), 2, "mutransfer: It is gone."),
         (OSError(28, "No space left on device", "x/plan.json"), 2, "No space left on device: x/plan.json"),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: x"),
+        (
+            NotADirectoryError(20, "Not a directory", "/etc/passwd/plan.json"),
+            2,
+            "Not a directory: /etc/passwd/plan.json.",
+        ),
+        (ConnectionError("the hub\ncannot be reached"), 2, "the hub cannot be reached. Check"),
         (KeyboardInterrupt(), 130, "Rerun the same command to continue."),
     ],
 )

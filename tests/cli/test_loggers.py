@@ -74,3 +74,12 @@ def test_wandb_online_without_a_key_is_explained_and_does_not_ask(
     logger = WandbLogger({**settings, "mode": "online"})
     with pytest.raises(RunError, match=r"wandb cannot start: .*logger\.mode=offline"):
         logger.start("run", CONFIG)
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_trained(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="a file stands where a folder is needed"):
+        make_logger({**settings, "dir": str(tmp_path / "file" / "wandb")})
+    assert make_logger({**settings, "dir": None})

@@ -183,3 +183,14 @@ def test_the_longest_trials_start_first(tmp_path: Path, config: Callable[..., di
 def test_impossible_engines_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LocalEngine(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_trial_whose_record_is_half_written_is_trained_anew_by_the_next_sweep(
+    tmp_path: Path, points: Points, stub: Started
+) -> None:
+    with Store.create(tmp_path / "run") as store:
+        LocalEngine(workers=1, trial=TRIAL).run(points(3), store)
+        store._read("UPDATE run SET record = substr(record, 1, 40) WHERE key = ?", (points(2)[1].key,))
+        LocalEngine(workers=1, trial=TRIAL).run(points(3), store)
+    assert losses(tmp_path / "run") == {seed: seed / 8 for seed in range(3)}
+    assert sorted(stub()) == [0, 1, 1, 2]

@@ -211,3 +211,36 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Poin
         with pytest.raises(RunError, match="is full"):
             store.add("sweep", points(300))
         assert store.counts("sweep").total == 1
+
+
+@pytest.mark.parametrize("text", ['{"key": "k", "conf', "[]", "", None])
+def test_a_half_written_record_is_named_and_its_trial_alone_is_put_back(
+    text: str | None, tmp_path: Path, points: Points
+) -> None:
+    whole, broken = points(2)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [whole, broken])
+        while claim := store.claim("sweep", "a", lease=60):
+            store.finish("a", TrialRecord(key=claim.key, config=claim.config, status="done", val_loss=2.0))
+        store._read("UPDATE run SET record = ? WHERE key = ?", (text, broken.key))
+        named = rf"trial {broken.key[:12]} in .*{FILE_NAME} is damaged"
+        with pytest.raises(RunError, match=named):
+            store.record(broken.key)
+        store.requeue_damaged()
+        assert (store.counts("sweep").pending, store.counts("sweep").done) == (1, 1)
+        assert [record.key for record in store.records()] == [whole.key]
+
+
+def test_a_point_whose_config_is_half_written_is_named_and_mended_when_it_is_asked_for_again(
+    tmp_path: Path, points: Points
+) -> None:
+    (point,) = points(1)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=60)
+        store.finish("a", done(point))
+        store._read("UPDATE point SET config = substr(config, 2)")
+        with pytest.raises(RunError, match=point.key[:12]):
+            store.records()
+        store.add("sweep", [point])
+        assert [record.config for record in store.records()] == [point.config]
