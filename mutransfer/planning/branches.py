@@ -1,0 +1,249 @@
+"""The residual branches of a traced model: every `add(x, f(x))` on a stream, what ends each, which repeat."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mutransfer.planning.lineage import Lineage
+from mutransfer.planning.ops import VIEWS, Op, Trace
+from mutransfer.planning.templates import Templates
+from mutransfer.planning.terminals import Terminal, find_terminal
+
+Kind = Literal["plain", "parallel", "experts", "norm-ended", "layer-scale", "post-norm", "projection"]
+"""How a branch ends or is added: one layer; several summed; a routed sum; a norm (sandwich, ResNet); a gain of its own;
+one layer, and a norm on the stream behind the sum; summed with a projection of the stream instead of the stream."""
+
+_SUMS = ("add", "sub")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch.
+
+    Attributes:
+        number: its place among the branches of its trace, in execution order.
+        op: index of the add in `Trace.ops`.
+        operand: which of the add's inputs is the branch; the other one is the stream.
+        module: path of the module that adds.
+        kind: see `Kind`.
+        terminals: the last parameters that all of it is proportional to, weight and bias both.
+        offset: those of them that enter as a number plus themselves, as in a gain that is 1 + w.
+        blocked_by: the op that a factor does not pass through, where there are no terminals.
+        inside: number of the branch that this one is a part of.
+    """
+
+    number: int
+    op: int
+    operand: int
+    module: str
+    kind: Kind
+    terminals: tuple[str, ...]
+    offset: frozenset[str] = frozenset()
+    blocked_by: str = ""
+    inside: int | None = None
+
+    @property
+    def ends_in_nonlinearity(self) -> bool:
+        """No parameter of it can hold its multiplier."""
+        return not self.terminals
+
+
+@dataclass
+class _Add:
+    """A residual add before it is told what it is: x + f(x), f computed from `source` on the same stream as x."""
+
+    op: int
+    result: int
+    skip: int
+    branch: int
+    source: int
+    projected: bool = False
+
+
+def find_branches(trace: Trace) -> tuple[Branch, ...]:
+    """Every residual branch in execution order.
+
+    An add is one where one operand is computed from the other by way of a contraction, so that rotations, written-out
+    activation functions and masks are none; where both are projections of one value, only if a stream starts there.
+    """
+    lineage = Lineage(trace)
+    adds = _residual_adds(lineage)
+    norms = {add.result for _, add in _stream_norms(lineage, adds)}
+    branches = [_branch(lineage, number, add, add.result in norms) for number, add in enumerate(adds)]
+    return tuple(replace(b, inside=_enclosing(lineage, adds, b.number)) for b in branches)
+
+
+def stream_norms(trace: Trace, branches: Sequence[Branch]) -> tuple[str, ...]:
+    """Gains and biases of the norms that the stream itself passes through (post-norm blocks), in execution order."""
+    lineage = Lineage(trace)
+    known = {branch.op for branch in branches}
+    adds = [add for add in _residual_adds(lineage) if add.op in known]
+    return tuple(dict.fromkeys(name for names, _ in _stream_norms(lineage, adds) for name in names))
+
+
+def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Templates) -> tuple[Branch, ...]:
+    """Those of the deeper trace whose number grows with depth.
+
+    What is a part of another branch repeats only if that branch has more of them: a fixed inner sum of every block is
+    part of the block, and scales with nothing.
+    """
+    few, many = _most(shallow, templates), _most(deep, templates)
+    return tuple(b for b in deep if many[_key(b, templates)] > few.get(_key(b, templates), 0))
+
+
+def _key(branch: Branch, templates: Templates) -> tuple[str, ...]:
+    return (templates.of(branch.module), branch.kind, *dict.fromkeys(map(templates.of, branch.terminals)))
+
+
+def _most(branches: Sequence[Branch], templates: Templates) -> dict[tuple[str, ...], int]:
+    """Branch, block indices left out -> how many there are, in the enclosing branch that has the most."""
+    counts = Counter((branch.inside, _key(branch, templates)) for branch in branches)
+    most: dict[tuple[str, ...], int] = {}
+    for (_, key), count in counts.items():
+        most[key] = max(count, most.get(key, 0))
+    return most
+
+
+def _residual_adds(lineage: Lineage) -> list[_Add]:
+    adds: list[_Add] = []
+    candidates: list[_Add] = []
+    for index, op in enumerate(lineage.trace.ops):
+        if not _may_be_residual(lineage, index, op):
+            continue
+        add = _residual(lineage, index, op)
+        if add is not None:
+            adds.append(add)
+            lineage.join(add.result, add.skip)
+        elif (projection := _projection(lineage, index, op)) is not None:
+            candidates.append(projection)
+    streams = {value for add in adds for value in lineage.stream(add.skip)}
+    adds += [candidate for candidate in candidates if candidate.result in streams]
+    return sorted(adds, key=lambda add: add.op)
+
+
+def _may_be_residual(lineage: Lineage, index: int, op: Op) -> bool:
+    two = op.name.rstrip("_") in _SUMS and len(set(op.inputs)) == 2 and index not in lineage.owners
+    return two and len(lineage.operands(op)) == 2 and set(op.shapes) == set(op.result_shapes)
+
+
+def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
+    one, other = op.inputs
+    for skip, branch in ((one, other), (other, one))[: 1 if op.name.startswith("sub") else 2]:
+        stream = lineage.stream(skip)
+        if not set(stream).isdisjoint(lineage.stream(branch)):
+            return None  # two points of one stream
+        source = next((v for v in stream if v != branch and lineage.contractions(v, branch)), None)
+        if source is not None:
+            return _Add(index, op.outputs[0], skip, branch, source)
+    return None
+
+
+def _projection(lineage: Lineage, index: int, op: Op) -> _Add | None:
+    """The branch is the longer one of two."""
+    one, other = op.inputs
+    source = lineage.common(one, other)
+    if source is None:
+        return None
+    lengths = lineage.contractions(source, one), lineage.contractions(source, other)
+    if not all(lengths):
+        return None
+    skip, branch = (one, other) if lengths[1] >= lengths[0] else (other, one)
+    return _Add(index, op.outputs[0], skip, branch, source, projected=True)
+
+
+def _branch(lineage: Lineage, number: int, add: _Add, normed: bool) -> Branch:
+    op = lineage.trace.ops[add.op]
+    terminal = find_terminal(lineage, add.branch, frozenset(lineage.stream(add.skip)))
+    names = [*terminal.names, *_unreached_siblings(terminal.names, lineage.trace)]
+    kind = "projection" if add.projected else _kind(terminal, normed)
+    operand = op.inputs.index(add.branch)
+    return Branch(
+        number, add.op, operand, op.module, kind, tuple(names), frozenset(terminal.offset), terminal.blocked_by
+    )
+
+
+def _kind(terminal: Terminal, normed: bool) -> Kind:
+    if "scale" in terminal.endings:
+        return "layer-scale"
+    if "norm" in terminal.endings:
+        return "norm-ended"
+    if terminal.routed:
+        return "experts"
+    return "parallel" if len(terminal.ops) > 1 else "post-norm" if normed else "plain"
+
+
+def _unreached_siblings(names: Collection[str], trace: Trace) -> list[str]:
+    """The same parameters of experts that the inputs chose nobody for: names that differ in their last index alone."""
+    found = {_without_last_index(name) for name in names} - {None}
+    unreached = [name for name, uses in trace.uses.items() if not any(use.reached for use in uses)]
+    return [name for name in unreached if _without_last_index(name) in found]
+
+
+def _without_last_index(name: str) -> str | None:
+    found = re.fullmatch(r"(.*\.)\d+(\.\D*)", name)
+    return f"{found[1]}*{found[2]}" if found else None
+
+
+def _enclosing(lineage: Lineage, adds: Sequence[_Add], number: int) -> int | None:
+    """The innermost branch that an add stands in: its result reaches that one's end, not by way of the stream."""
+    own = adds[number]
+    for other, add in enumerate(adds[number + 1 :], number + 1):
+        begins_after = lineage.descends(own.branch, add.source)
+        if begins_after and lineage.descends(add.branch, own.result) and not lineage.descends(add.skip, own.result):
+            return other
+    return None
+
+
+def _stream_norms(lineage: Lineage, adds: Sequence[_Add]) -> list[tuple[tuple[str, ...], _Add]]:
+    """Norms behind a residual add that lead to the next one's stream; behind the last one there is no next, but the
+    stream of its own add has come through such a norm."""
+    by_result = {add.result: add for add in adds}
+    streams = {value for add in adds for value in lineage.stream(add.skip)}
+    found: list[tuple[tuple[str, ...], _Add]] = []
+    normed: set[int] = set()
+    for index, uses in lineage.owners.items():
+        op = lineage.trace.ops[index]
+        behind = _behind_norm(lineage, op)
+        add = next((by_result[value] for value in behind if value in by_result), None)
+        if add is None or any(use.kind != "elementwise" for use in uses.values()):
+            continue
+        out, bias = _with_bias(lineage, op.outputs[0])
+        if out in streams or not normed.isdisjoint(lineage.stream(add.skip)):
+            normed.add(out)
+            found.append(((*uses, *bias), add))
+    return found
+
+
+def _behind_norm(lineage: Lineage, op: Op) -> list[int]:
+    """The stream that a norm with a gain reads, for a norm in one op and for one written as gain * (x / rms(x))."""
+    operands = lineage.operands(op)
+    if not operands:
+        return []
+    if "norm" in op.name:
+        return lineage.stream(operands[0])
+    product = lineage.trace.producer(_viewed(lineage, operands[0])) if op.name.startswith("mul") else None
+    if product is None or product.name.rstrip("_") not in ("mul", "div"):
+        return []
+    factors = lineage.operands(product)
+    pairs = (factors, factors[::-1]) if len(factors) == 2 else ()
+    return next((lineage.stream(value) for value, size in pairs if lineage.descends(size, value)), [])
+
+
+def _viewed(lineage: Lineage, value: int) -> int:
+    while (op := lineage.trace.producer(value)) is not None and op.name in VIEWS and lineage.operands(op):
+        value = lineage.operands(op)[0]
+    return value
+
+
+def _with_bias(lineage: Lineage, value: int) -> tuple[int, tuple[str, ...]]:
+    """A norm's result, its bias included where that is added by an op of its own."""
+    readers: Iterable[Op] = lineage.trace.consumers(value)
+    for op in readers:
+        uses = lineage.owners.get(lineage.trace.index(op), {})
+        if op.name.rstrip("_") == "add" and uses and all(use.additive for use in uses.values()):
+            return op.outputs[0], tuple(uses)
+    return value, ()
