@@ -109,7 +109,7 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
 
 def _check(values: Mapping[str, Any], plan: PlanData) -> None:
     for name in ("lr", "weight_decay", "eps"):
-        if not isinstance(values[name], numbers.Real | Tensor):
+        if not _is_number(values[name]):
             raise ConfigError(f"{name}={values[name]!r} must be a number.")
     if not 0 < float(values["lr"]) < math.inf:
         raise ConfigError(f"lr={float(values['lr']):g} must be positive and finite.")
@@ -120,6 +120,12 @@ def _check(values: Mapping[str, Any], plan: PlanData) -> None:
             f"No width law is known for L2 decay inside {plan.optimizer}'s gradient. Use optimizer='adamw', or ask for "
             "optimizer='adam-l2' by name, which keeps the decay constant over width."
         )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def make_optimizer(plan: PlanData, groups: Sequence[Group], *, lr: float | Tensor, **options: Any) -> Optimizer:

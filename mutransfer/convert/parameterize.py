@@ -13,7 +13,7 @@ from mutransfer.apply.clip import clip_grad_norm_
 from mutransfer.apply.groups import EPS, make_optimizer, param_groups
 from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
-from mutransfer.errors import AlreadyParameterizedError, RuleError
+from mutransfer.errors import AlreadyParameterizedError, ConfigError, RuleError
 from mutransfer.planning.base import BaseSpec
 from mutransfer.planning.data import Form, Init, PlanData
 from mutransfer.planning.options import make_options
@@ -93,6 +93,7 @@ def plan(
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
+    refuse_parameterized(model)
     if base_depth is not None:
         raise RuleError("base_depth= belongs to depth parameterizations; every table here is width-only. Leave it out.")
     options = make_options(
@@ -160,7 +161,6 @@ def parameterize(
         AlreadyParameterizedError: the model carries a plan, or is not fresh.
         ConfigError: an option or a value out of range.
     """
-    refuse_parameterized(model)
     made = plan(
         model,
         parameterization,
@@ -181,7 +181,10 @@ def parameterize(
 
 
 def refuse_parameterized(model: nn.Module) -> None:
-    """Raises AlreadyParameterizedError for a model that carries a plan, has a part that does, or is such a part."""
+    """Raises AlreadyParameterizedError for a model that carries a plan, has a part that does, or is such a part; and
+    ConfigError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {model!r}, which is no nn.Module. Give the model itself, built.")
     for name, module in model.named_modules():
         if hasattr(module, MARK):
             which = f"This model's part {name!r}" if name else "This model"

@@ -79,7 +79,15 @@ def test_lr_must_be_positive(model, plan, value):
 
 
 @pytest.mark.parametrize(
-    "given", [{"lr": "0.1"}, {"lr": None}, {"lr": 0.1, "eps": "small"}, {"lr": 1, "weight_decay": []}]
+    "given",
+    [
+        {"lr": "0.1"},
+        {"lr": None},
+        {"lr": True},
+        {"lr": torch.tensor([0.1, 0.2])},
+        {"lr": 0.1, "eps": "small"},
+        {"lr": 1, "weight_decay": []},
+    ],
 )
 def test_what_is_no_number_is_called_that(model, plan, given):
     for make in (plan.param_groups, plan.make_optimizer):

@@ -166,3 +166,17 @@ def test_an_activation_that_two_models_share_is_no_part_that_was_converted():
 
     for _ in range(2):
         assert mt.parameterize(make(64), "mup", base=16, factory=make)
+
+
+@pytest.mark.parametrize("given", [None, Model, "gpt2", Config()])
+def test_what_is_no_model_is_called_that(given):
+    with pytest.raises(ConfigError, match=r"is no nn\.Module"):
+        mt.plan(given, "mup", base=16)
+
+
+def test_a_converted_model_is_not_even_planned_for():
+    """Its multipliers would be taken for its own."""
+    model = mlp(64)
+    mt.parameterize(model, "mup", base=16, factory=mlp, form="explicit")
+    with pytest.raises(AlreadyParameterizedError, match="already carries plan 'mup'"):
+        mt.plan(model, "mup", base=16, factory=mlp)
