@@ -92,7 +92,8 @@ def test_control_every_cell_wrong_by_a_half_is_noticed(name):
 def unfolded_differently(table, optimizer):
     """The cells of a folded terminal that are not the explicit one's under abc-symmetry, for t = the multiplier.
 
-    Stored t times as large, a tensor's gradient is divided by t. An update of degree p in it needs lr t^(1+p); eps stands beside the gradient, hence eps / t; a decay step lr * decay * W must stay in proportion: decay / t^(1+p)
+    Stored t times as large, a tensor's gradient is divided by t. An update of degree p in it needs lr t^(1+p); eps
+    stands beside the gradient, hence eps / t; a decay step lr * decay * W must stay in proportion: decay / t^(1+p)
     where it is decoupled, and where it is added to the gradient, (g + t^2 decay W) / t: decay / t^2.
     """
     explicit, folded = table.rows[Place.TERMINAL], table.rows[Place.FOLDED]

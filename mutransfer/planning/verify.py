@@ -1,0 +1,201 @@
+"""The proof that a branch's terminal can hold its multiplier: numerically, in float64, for outputs and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mutransfer.errors import RoleError
+from mutransfer.planning.branches import Branch, find_branches
+from mutransfer.planning.calls import tensors_in
+from mutransfer.planning.laws import untouched_rng
+from mutransfer.planning.replay import Recording
+
+TOLERANCE = 1e-9
+"""Relative; float64 leaves about 1e-14."""
+_INVISIBLE = 1e-9
+"""A branch that moves the loss by less than this, relative to what parameters do, proves nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a multiplier in a branch's terminal does what one at the add would.
+
+    Attributes:
+        error: the largest relative difference of an output or a gradient.
+        why: what is wrong, in words; empty where it is verified.
+    """
+
+    branch: Branch
+    verified: bool
+    error: float
+    why: str = ""
+
+
+def verify(
+    model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], branches: Sequence[Branch]
+) -> tuple[Verdict, ...]:
+    """Compares, branch by branch, its terminal times c with c at the add: no dropout, no parameter constant.
+
+    The model is copied, so it should be small; neither it nor the random state is changed. Branches that share a
+    terminal are multiplied together, since one tensor can hold one factor.
+
+    Raises:
+        RoleError: the model has no values, does not run backwards, or has no such branches when it is evaluated.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RoleError("A model on meta has no values to verify its residual branches with. Give a small real one.")
+    try:
+        with untouched_rng():
+            errors = _errors(_Subject(model, inputs), [branch for branch in branches if branch.terminals])
+    except RuntimeError as error:
+        raise RoleError(
+            f"The residual branches of {type(model).__name__} cannot be verified, since its forward and backward pass "
+            f"in float64 fail ({str(error).splitlines()[0][:160]}). Use a table without depth rules, or a model that runs."
+        ) from error
+    return tuple(_verdict(branch, errors.get(branch.number)) for branch in branches)
+
+
+def _errors(subject: _Subject, branches: Sequence[Branch]) -> dict[int, float]:
+    """All at once, which settles it where all are right; else each by itself."""
+    groups = _sharing(branches)
+    errors = subject.compare(groups)
+    if max(errors.values(), default=0.0) <= TOLERANCE:
+        return errors
+    return {number: error for group in groups for number, error in subject.compare([group]).items()}
+
+
+def _verdict(branch: Branch, error: float | None) -> Verdict:
+    if error is None:
+        why = f"it ends in {branch.blocked_by!r}, which a factor does not pass through"
+        return Verdict(branch, False, float("inf"), why)
+    why = "" if error <= TOLERANCE else "its terminal times a factor is not the branch times that factor"
+    return Verdict(branch, error <= TOLERANCE, error, why)
+
+
+def _sharing(branches: Sequence[Branch]) -> list[list[Branch]]:
+    """Branches that have a terminal in common, directly or by way of others, in one group."""
+    groups: list[list[Branch]] = []
+    for branch in branches:
+        joined = [g for g in groups if any(set(branch.terminals) & set(other.terminals) for other in g)]
+        groups = [g for g in groups if g not in joined]
+        groups.append([*(other for g in joined for other in g), branch])
+    return groups
+
+
+class _Subject:
+    """A copy of the model to try factors on: float64, evaluated but for batch norms (an evaluated one passes a factor
+    on that a trained one does not), every constant parameter moved away from its constant."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], branches: Sequence[Branch]) -> None:
+        self.model = copy.deepcopy(model).double().eval()
+        for module in self.model.modules():
+            module.training = isinstance(module, _BatchNorm)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                    parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        self.values = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        mapping = isinstance(inputs, Mapping)
+        self.args = () if mapping else tuple(_double(value) for value in inputs)
+        self.kwargs = {key: _double(value) for key, value in inputs.items()} if isinstance(inputs, Mapping) else {}
+
+    def compare(self, groups: Sequence[Sequence[Branch]]) -> dict[int, float]:
+        """Branch -> the largest relative difference where all these branches have a factor, each group its own."""
+        factors = {b.number: 0.5 + (0.618 * i) % 0.4 for i, group in enumerate(groups) for b in group}
+        folded = self._folded([b for group in groups for b in group], factors)
+        recording = self._record(folded)
+        own = {branch.number: branch for branch in find_branches(recording.trace)}
+        missing = [number for number in factors if number not in own]
+        if missing:
+            raise RoleError(
+                f"The model has {len(own)} residual branches when it is evaluated, and more when it is traced: branch "
+                f"{missing[0]} cannot be verified. Give a model whose forward pass does not depend on its mode."
+            )
+        multipliers = {n: torch.tensor(c, dtype=torch.float64, requires_grad=True) for n, c in factors.items()}
+        at = {(own[n].op, own[n].operand): c for n, c in multipliers.items()}
+        explicit = _gradients(recording, self.values, at)
+        replayed = _gradients(recording, folded, {})
+        error = _difference(replayed, explicit, self._chain(groups, factors))
+        same = all(map(torch.allclose, replayed.outputs, recording.outputs))
+        error = error if same else float("inf")
+        return {n: error if self._moves(c, explicit) else float("inf") for n, c in multipliers.items()}
+
+    def _folded(self, branches: Sequence[Branch], factors: Mapping[int, float]) -> dict[str, Tensor]:
+        values = dict(self.values)
+        for branch in branches:
+            for name in branch.terminals:
+                c, value = factors[branch.number], self.values[name]
+                values[name] = c * (1 + value) - 1 if name in branch.offset else c * value
+        return values
+
+    def _record(self, values: Mapping[str, Tensor]) -> Recording:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(values[name])
+        torch.manual_seed(0)
+        return Recording(copy.deepcopy(self.model), self.args, self.kwargs)
+
+    def _chain(self, groups: Sequence[Sequence[Branch]], factors: Mapping[int, float]) -> dict[str, float]:
+        """What a folded parameter's gradient is multiplied by to be the explicit one's."""
+        return {name: factors[b.number] for group in groups for b in group for name in b.terminals}
+
+    @staticmethod
+    def _moves(multiplier: Tensor, run: _Run) -> bool:
+        return multiplier.grad is not None and abs(multiplier.grad.item()) > _INVISIBLE * run.largest
+
+
+@dataclass(frozen=True)
+class _Run:
+    outputs: Sequence[Tensor]
+    gradients: Mapping[str, Tensor]
+
+    @property
+    def largest(self) -> float:
+        return max((g.abs().max().item() for g in self.gradients.values() if g.numel()), default=0.0)
+
+
+def _gradients(recording: Recording, values: Mapping[str, Tensor], factors: Mapping[tuple[int, int], Tensor]) -> _Run:
+    """Outputs, and the gradients of a fixed random projection of them."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    torch.manual_seed(0)
+    outputs = recording.replay(leaves, factors)
+    torch.manual_seed(1)
+    terms = [(out * torch.randn_like(out)).sum() for out in outputs if out.requires_grad]
+    if terms:
+        torch.stack(terms).sum().backward()
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
+    return _Run([out.detach() for out in outputs], gradients)
+
+
+def _difference(folded: _Run, explicit: _Run, chain: Mapping[str, float]) -> float:
+    """Relative to the largest entry of each tensor; a gradient that is zero by symmetry, to the largest of all."""
+    errors = [_relative(a, b, 0.0) for a, b in zip(folded.outputs, explicit.outputs, strict=True)]
+    floor = 1e-5 * explicit.largest
+    errors += [_relative(g * chain.get(n, 1.0), explicit.gradients[n], floor) for n, g in folded.gradients.items()]
+    return max(errors, default=float("inf"))
+
+
+def _relative(found: Tensor, expected: Tensor, floor: float) -> float:
+    if not found.numel():
+        return 0.0
+    error, scale = (found - expected).abs().max().item(), max(expected.abs().max().item(), floor)
+    if error != error:
+        return float("inf")
+    return error / scale if error else 0.0
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if any(True for _ in tensors_in((value,))):
+        nested = {k: _double(v) for k, v in value.items()} if isinstance(value, Mapping) else map(_double, value)
+        return nested if isinstance(nested, dict) else type(value)(nested)
+    return value
