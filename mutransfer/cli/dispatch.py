@@ -7,9 +7,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mutransfer import __version__
 from mutransfer.errors import ConfigError, MutransferError, nearest
+from mutransfer.records import check_writable
 
 DONE, FAIL, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 VERBS = {
@@ -19,6 +21,8 @@ VERBS = {
     "sweep": "train a grid of sizes, learning rates, seeds, parameterizations; resumable",
     "transfer": "verdict, report and the target's hyperparameters from a finished sweep",
 }
+_WRITE_LAST = ("explain", "check")
+"""Verbs that write nothing until their work is done; the others keep results as they go."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 
@@ -62,6 +66,7 @@ def _dispatch(words: list[str]) -> int:
 def _run_verb(verb: str, words: list[str]) -> int:
     from mutransfer.cli import arguments, help
     from mutransfer.sweep.compose import Composer
+    from mutransfer.sweep.validate import validate
 
     parsed = arguments.parse(verb, words)
     composer = Composer(verb, parsed.config_dir)
@@ -71,9 +76,17 @@ def _run_verb(verb: str, words: list[str]) -> int:
     if verb != "transfer" and parsed.positional:
         word = parsed.positional[0]
         raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
+    if verb in _WRITE_LAST and not parsed.show_config:
+        _check_run_dir(validate(verb, composer.config(parsed.overrides))["run_dir"])
     module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
     code: int = module.run(composer, parsed)
     return code
+
+
+def _check_run_dir(run_dir: str) -> None:
+    """Looks for a place to write before the work; makes no folder yet, since the work may turn out impossible."""
+    path = Path(run_dir)
+    check_writable(next(folder for folder in (path, *path.parents) if folder.exists()))
 
 
 def _of_the_system(error: OSError) -> str:

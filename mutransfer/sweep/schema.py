@@ -210,36 +210,26 @@ class WandbLogger:
 
 @dataclass
 class TrialRoot:
-    """The values of a trial that stand outside every section."""
+    """The values that stand outside every section, of every verb that builds a model."""
 
     base: int
     seed: int
     device: str
+    run_dir: str
 
     def __post_init__(self) -> None:
         positive("", base=self.base)
         require(0 <= self.seed < 2**63, f"seed={self.seed}: it must be at least 0 and less than 2**63.")
-
-
-@dataclass
-class ExplainRoot(TrialRoot):
-    run_dir: str
-
-
-@dataclass
-class SweepRoot(TrialRoot):
-    run_dir: str
+        require(bool(self.run_dir.strip()), "run_dir= is empty: give a folder to write to, such as run_dir=runs/mine.")
 
 
 @dataclass
 class TrainRoot(TrialRoot):
-    run_dir: str
     resume: Resume
 
 
 @dataclass
 class CheckRoot(TrialRoot):
-    run_dir: str
     widths: list[int]
     seeds: int
     steps: int

@@ -35,9 +35,9 @@ SECTIONS: Mapping[str, type | Mapping[str, type]] = {
 
 ROOTS: Mapping[str, type] = {
     "train": schema.TrainRoot,
-    "sweep": schema.SweepRoot,
+    "sweep": schema.TrialRoot,
     "check": schema.CheckRoot,
-    "explain": schema.ExplainRoot,
+    "explain": schema.TrialRoot,
     "transfer": schema.TransferRoot,
 }
 

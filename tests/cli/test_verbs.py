@@ -218,3 +218,27 @@ def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixt
         store.pin_data(data, "0" * 64)
     assert main(["sweep", "model.width=32", "run_dir=out", *TINY]) == 2
     assert "another corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["explain", "check"])
+@pytest.mark.parametrize("run_dir", ["file", "file/run"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    verb: str, run_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    monkeypatch.setattr("mutransfer.sweep.trial.build_data", lambda *_: pytest.fail("the work has begun"))
+    assert main([verb, f"run_dir={run_dir}"]) == 2
+    assert "Cannot write file: a file stands where a folder is needed" in capsys.readouterr().err
+    assert main([verb, f"run_dir={run_dir}", "--cfg"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["explain", "check", "train", "sweep"])
+def test_an_empty_folder_name_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "run_dir="]) == 2
+    assert "run_dir= is empty: give a folder" in capsys.readouterr().err
+
+
+def test_work_that_is_impossible_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "model=factory", "model.path=nowhere:make"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []

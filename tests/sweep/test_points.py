@@ -140,7 +140,7 @@ def test_a_users_own_folder_adds_options_and_experiments(tmp_path: Path) -> None
         (["train.schedule=cosin"], r"train.schedule: Invalid value 'cosin', expected one of \[cosine"),
         (["train.warmup=2"], "between 0 and 1"),
         (["train.schedule=wsd", "train.warmup=.6", "train.decay=.6"], "leave no steps"),
-        (["seed=-1"], "must not be negative"),
+        (["seed=-1"], "must be at least 0"),
         (["base=0"], "base=0: it must be greater than 0"),
         (["seed=interval(0,1)"], "Write the values out"),
         (["run_dir=a,b"], "cannot be swept"),
