@@ -57,7 +57,7 @@ def verify(
     except RuntimeError as error:
         raise RoleError(
             f"The residual branches of {type(model).__name__} cannot be verified, since its forward and backward pass "
-            f"in float64 fail ({str(error).splitlines()[0][:160]}). Use a table without depth rules, or a model that runs."
+            f"in float64 fail ({str(error).splitlines()[0][:160]}). Use a table without depth rules, or another base."
         ) from error
     return tuple(_verdict(branch, errors.get(branch.number)) for branch in branches)
 
@@ -93,7 +93,7 @@ class _Subject:
     """A copy of the model to try factors on: float64, evaluated but for batch norms (an evaluated one passes a factor
     on that a trained one does not), every constant parameter moved away from its constant."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], branches: Sequence[Branch]) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> None:
         self.model = copy.deepcopy(model).double().eval()
         for module in self.model.modules():
             module.training = isinstance(module, _BatchNorm)
@@ -101,7 +101,7 @@ class _Subject:
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
-                    parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+                    parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator), alpha=0.1)
         self.values = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         mapping = isinstance(inputs, Mapping)
         self.args = () if mapping else tuple(_double(value) for value in inputs)
