@@ -148,8 +148,9 @@ def parameterize(
         roles: glob over parameter names -> role, where a role cannot be proven or you know better.
         form: "folded" (init and lr only; the model's code is untouched), "explicit" (multipliers in the forward pass),
             or "auto": folded where that is exact. All train alike.
-        init: "rescale" (the model's own draws, each tensor times one factor), "table" (seeded normal draws), or
-            "keep" (a pretrained model: its function is not changed, only optimizer groups are made).
+        init: "rescale" (the model's own draws, each tensor times one factor), "table" (seeded normal draws, for a model
+            that holds nothing yet: after `to_empty`; gains and biases as the constructor fills them, a range filled by
+            code stays), or "keep" (a pretrained model: its function is not changed, only optimizer groups are made).
         strict: raise where a role cannot be proven; False guesses from sizes and lists the guesses in the plan.
         hyperparameters: muP's own, tuned on the proxy: {"output_mult": 2, "attn_mult": 1, "embedding_mult": 1,
             "init_std.hidden": 0.5, "lr.input": 8, "lr.*.bias": 0.5}.
