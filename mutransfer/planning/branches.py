@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from mutransfer.planning.lineage import Lineage
@@ -62,6 +62,7 @@ class _Add:
     branch: int
     source: int
     projected: bool = False
+    inside: int | None = None
 
 
 def find_branches(trace: Trace) -> tuple[Branch, ...]:
@@ -72,9 +73,8 @@ def find_branches(trace: Trace) -> tuple[Branch, ...]:
     """
     lineage = Lineage(trace)
     adds = _residual_adds(lineage)
-    norms = {add.result for _, add in _stream_norms(lineage, adds)}
-    branches = [_branch(lineage, number, add, add.result in norms) for number, add in enumerate(adds)]
-    return tuple(replace(b, inside=_enclosing(lineage, adds, b.number)) for b in branches)
+    normed = {add.result for _, add in _stream_norms(lineage, adds)}
+    return tuple(_branch(lineage, number, add, add.result in normed) for number, add in enumerate(adds))
 
 
 def stream_norms(trace: Trace, branches: Sequence[Branch]) -> tuple[str, ...]:
@@ -96,7 +96,8 @@ def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Temp
 
 
 def _key(branch: Branch, templates: Templates) -> tuple[str, ...]:
-    return (templates.of(branch.module), branch.kind, *dict.fromkeys(map(templates.of, branch.terminals)))
+    ends = dict.fromkeys(map(templates.of, branch.terminals))
+    return (templates.of(branch.module), "onto a projection" * (branch.kind == "projection"), branch.blocked_by, *ends)
 
 
 def _most(branches: Sequence[Branch], templates: Templates) -> dict[tuple[str, ...], int]:
@@ -122,7 +123,10 @@ def _residual_adds(lineage: Lineage) -> list[_Add]:
             candidates.append(projection)
     streams = {value for add in adds for value in lineage.stream(add.skip)}
     adds += [candidate for candidate in candidates if candidate.result in streams]
-    return sorted(adds, key=lambda add: add.op)
+    adds.sort(key=lambda add: add.op)
+    for number, add in enumerate(adds):
+        add.inside = _enclosing(lineage, adds, number)
+    return adds
 
 
 def _may_be_residual(lineage: Lineage, index: int, op: Op) -> bool:
@@ -162,7 +166,15 @@ def _branch(lineage: Lineage, number: int, add: _Add, normed: bool) -> Branch:
     kind = "projection" if add.projected else _kind(terminal, normed)
     operand = op.inputs.index(add.branch)
     return Branch(
-        number, add.op, operand, op.module, kind, tuple(names), frozenset(terminal.offset), terminal.blocked_by
+        number,
+        add.op,
+        operand,
+        op.module,
+        kind,
+        tuple(names),
+        frozenset(terminal.offset),
+        terminal.blocked_by,
+        add.inside,
     )
 
 
@@ -202,7 +214,7 @@ def _stream_norms(lineage: Lineage, adds: Sequence[_Add]) -> list[tuple[tuple[st
     """Norms behind a residual add that lead to the next one's stream; behind the last one there is no next, but the
     stream of its own add has come through such a norm."""
     by_result = {add.result: add for add in adds}
-    streams = {value for add in adds for value in lineage.stream(add.skip)}
+    streams = {(add.inside, value) for add in adds for value in lineage.stream(add.skip)}
     found: list[tuple[tuple[str, ...], _Add]] = []
     normed: set[int] = set()
     for index, uses in lineage.owners.items():
@@ -212,7 +224,7 @@ def _stream_norms(lineage: Lineage, adds: Sequence[_Add]) -> list[tuple[tuple[st
         if add is None or any(use.kind != "elementwise" for use in uses.values()):
             continue
         out, bias = _with_bias(lineage, op.outputs[0])
-        if out in streams or not normed.isdisjoint(lineage.stream(add.skip)):
+        if (add.inside, out) in streams or not normed.isdisjoint(lineage.stream(add.skip)):
             normed.add(out)
             found.append(((*uses, *bias), add))
     return found
