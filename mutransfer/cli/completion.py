@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Sequence
 
 from mutransfer.cli.arguments import FLAGS, TRANSFER_FLAGS
 from mutransfer.cli.dispatch import DONE, VERBS
 from mutransfer.errors import ConfigError, MutransferError, nearest
 from mutransfer.sweep.compose import Composer, flat_keys
+from mutransfer.sweep.validate import choices
 
 _BASH = r"""
 _mutransfer() {
-    local line="${COMP_LINE:0:$COMP_POINT}" word prefix
+    local line="${COMP_LINE:0:$COMP_POINT}" word prefix=""
     word="${line##* }"
-    prefix="${word%"${word##*[=:]}"}"
+    [[ $word == [\'\"]* ]] || prefix="${word%"${word##*[=:]}"}"
     COMPREPLY=()
     while IFS= read -r reply; do
         [[ -n $reply ]] && COMPREPLY+=("${reply#"$prefix"}")
@@ -22,9 +25,20 @@ _mutransfer() {
 }
 complete -o default -F _mutransfer mutransfer
 """
-_ZSH = "autoload -Uz bashcompinit && bashcompinit" + _BASH
+_ZSH = r"""
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u }
+_mutransfer() {
+    local -a replies ends=(-S ' ')
+    replies=(${(f)"$(mutransfer completion query "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)"})
+    (( $#replies )) || { _files; return }
+    [[ $replies[1] == *[=.] ]] && ends=(-S '')
+    compadd "${ends[@]}" -a replies
+}
+compdef _mutransfer mutransfer
+"""
 _FISH = "complete -c mutransfer -f -a '(mutransfer completion query (commandline -cp) 2>/dev/null)'\n"
 SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_WITH_VALUE = ("--target", "--config-dir", "-cd")
 
 
 def run(words: Sequence[str]) -> int:
@@ -46,25 +60,43 @@ def candidates(line: str) -> list[str]:
     >>> candidates("mutransfer tra")
     ['train', 'transfer']
     """
-    _, *words = line.split(" ")
-    current, before = (words[-1], [word for word in words[:-1] if word]) if words else ("", [])
+    *before, current = _words(line)[1:] or [""]
     if not before:
         return _matching(current, [*VERBS, "completion", "--help", "--version"])
-    if before[0] not in VERBS:
+    verb, *said = before
+    if verb not in VERBS:
         return _matching(current, SHELLS) if before == ["completion"] else []
     if current.startswith("-"):
-        return _matching(current, [*FLAGS, *(TRANSFER_FLAGS if before[0] == "transfer" else {})])
-    return _overrides(Composer(before[0]), before[1:], current)
+        return _matching(current, [*FLAGS, *(TRANSFER_FLAGS if verb == "transfer" else {})])
+    if said and said[-1] in _WITH_VALUE:
+        return _matching(current, _sizes() if said[-1] == "--target" else [])
+    return _overrides(Composer(verb), said, current)
+
+
+def _words(line: str) -> list[str]:
+    """As the shell splits it, where a quote may still be open; the last word is the one being typed."""
+    for closing in ("", "'", '"'):
+        with contextlib.suppress(ValueError):
+            words = shlex.split(line + closing)
+            return [*words, ""] if line.endswith(" ") and not closing else words
+    return line.split(" ")
+
+
+def _sizes() -> list[str]:
+    from mutransfer.transfer.axis import AXES
+
+    return [f"{axis.key}=" for axis in AXES.values()]
 
 
 def _overrides(composer: Composer, before: Sequence[str], current: str) -> list[str]:
     config = _config(composer, [word for word in before if "=" in word and not word.startswith("-")])
-    groups = {name: options for name, options in composer.groups().items() if name in config or name == "experiment"}
-    group, equals, value = current.partition("=")
-    if equals and group in groups:
+    known = composer.groups_in(config) | choices(composer.root, config)
+    key, equals, value = current.partition("=")
+    if equals:
         *chosen, last = value.split(",")
-        stem = f"{group}=" + "".join(f"{option}," for option in chosen)
-        return [stem + option for option in _matching(last, groups[group])]
+        stem = f"{key}=" + "".join(f"{option}," for option in chosen)
+        return [stem + option for option in _matching(last, known.get(key, []))]
+    groups = composer.groups_in(config)
     return _matching(current, _shortened(current, [*(f"{name}=" for name in groups), *_settable(config)]))
 
 

@@ -81,8 +81,8 @@ def of_verb(composer: Composer, overrides: Sequence[str]) -> str:
 
 
 def _groups(composer: Composer, config: dict[str, object]) -> list[str]:
-    used = {name: options for name, options in composer.groups().items() if name in config or name == "experiment"}
-    if len(used) <= 1:
+    used = composer.groups_in(config)
+    if not used:
         return []
     lines = [f"  {name + '=':<18}{' | '.join(options)}" for name, options in used.items()]
     return ["", "groups (model=mlp chooses a whole section; its keys are listed below for the one chosen):", *lines]

@@ -56,6 +56,11 @@ class Composer:
         """Every config group and its options, the user's own included."""
         return _groups(self.user_dir)
 
+    def groups_in(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The groups that a config of this root is made of, and experiments where they mean something to it."""
+        experiments = () if self.root == "transfer" else ("experiment",)
+        return {name: options for name, options in self.groups().items() if name in (*config, *experiments)}
+
     def points(self, overrides: Iterable[str]) -> list[list[str]]:
         """The grid that these overrides span: one list of plain overrides per point."""
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -143,6 +144,32 @@ def free_keys() -> frozenset[str]:
         for field, annotation in typing.get_type_hints(kind).items()
         if typing.get_origin(annotation) is dict
     )
+
+
+def choices(root: str, config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Dotted key -> its possible values, for every key of this config that has few of them."""
+    kinds = {"": ROOTS[root]}
+    for name, options in SECTIONS.items():
+        chosen = options.get(config.get(name, {}).get("name")) if isinstance(options, Mapping) else options
+        if chosen is not None and name in config:
+            kinds[name] = chosen
+    listed = ((_key(name, field), _listed(types)) for name, kind in kinds.items() for field, types in _types(kind))
+    return {key: values for key, values in listed if values}
+
+
+def _types(kind: type) -> Iterable[tuple[str, tuple[Any, ...]]]:
+    for field, annotation in typing.get_type_hints(kind).items():
+        yield field, typing.get_args(annotation) or (annotation,)
+
+
+def _listed(types: Iterable[Any]) -> list[str]:
+    values: list[str] = []
+    for kind in types:
+        if kind is bool:
+            values += ["true", "false"]
+        elif isinstance(kind, type) and issubclass(kind, Enum):
+            values += [member.name for member in kind]
+    return values
 
 
 def _numeric(kind: type, prefix: str) -> Iterator[str]:

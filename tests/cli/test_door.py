@@ -190,6 +190,28 @@ def test_words_are_told_apart() -> None:
         ("mutransfer train optimizer.mom", []),
         ("mutransfer completion z", ["zsh"]),
         ("mutransfer nonsense x", []),
+        (
+            "mutransfer train parameterization.form=",
+            [f"parameterization.form={form}" for form in ("auto", "folded", "explicit")],
+        ),
+        ("mutransfer sweep train.schedule=cosine,w", ["train.schedule=cosine,wsd"]),
+        ("mutransfer train model=mlp model.activation=t", ["model.activation=tanh"]),
+        ("mutransfer train model.activation=t", []),
+        ("mutransfer train train.compile=", ["train.compile=true", "train.compile=false"]),
+        ("mutransfer train resume=n", ["resume=never"]),
+        ("mutransfer train 'optimizer=sg", ["optimizer=sgd"]),
+        ('mutransfer train "train.sch', ["train.schedule="]),
+        (
+            'mutransfer train "data=text" "data.path=\'my books/it\'" optimizer=sgd optimizer.mom',
+            ["optimizer.momentum="],
+        ),
+        ("mutransfer transfer runs/gpt --target model.w", ["model.width="]),
+        (
+            "mutransfer transfer runs/gpt --target ",
+            ["model.width=", "model.depth=", "data.batch_size=", "train.steps="],
+        ),
+        ("mutransfer train --config-dir ", []),
+        ("mutransfer transfer exp", []),
         ("mutransfer train model.width=oops,, optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
     ],
 )
@@ -215,6 +237,7 @@ def test_bash_completes_after_the_script_is_sourced(tmp_path: Path) -> None:
         complete_line "mutransfer sw"
         complete_line "mutransfer train optimizer=s"
         complete_line "mutransfer sweep parameterization=sp,ntk-"
+        complete_line "mutransfer sweep 'optimizer=sg"
     """
     environment = {
         **os.environ,
@@ -222,7 +245,7 @@ def test_bash_completes_after_the_script_is_sourced(tmp_path: Path) -> None:
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     finished = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert finished.stdout.splitlines() == ["sweep", "sgd", "sp,ntk-stable"]
+    assert finished.stdout.splitlines() == ["sweep", "sgd", "sp,ntk-stable", "optimizer=sgd"]
 
 
 def test_a_reader_that_closes_early_sees_no_traceback():
