@@ -1,0 +1,227 @@
+"""A branch's terminal holds its multiplier: shown numerically, for outputs and gradients, or it is not believed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import residual_models as zoo
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from mutransfer.errors import RoleError
+from mutransfer.planning.branches import find_branches
+from mutransfer.planning.trace import trace
+from mutransfer.planning.verify import TOLERANCE, verify
+
+BLOCKS = [
+    zoo.PreNorm,
+    zoo.PostNorm,
+    zoo.DeepNorm,
+    zoo.Sandwich,
+    zoo.Parallel,
+    zoo.ParallelInARow,
+    zoo.LayerScale,
+    zoo.GatedEnd,
+    zoo.TokenShift,
+    zoo.Experts,
+]
+DECODER = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def stack(block, depth=2, **options):
+    torch.manual_seed(0)
+    return zoo.Stack(block, depth, **options), zoo.ids()
+
+
+def in_blocks(model, inputs):
+    return [b for b in find_branches(trace(model, inputs)) if b.module.startswith("blocks.") and b.inside is None]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_every_branch_found_is_verified(block):
+    model, inputs = stack(block)
+    verdicts = verify(model, inputs, in_blocks(model, inputs))
+    assert verdicts
+    assert all(verdict.verified for verdict in verdicts), verdicts
+    assert max(verdict.error for verdict in verdicts) < TOLERANCE
+
+
+def test_branches_in_place_that_end_in_a_gain_of_zero_are_verified():
+    torch.manual_seed(0)
+    model = zoo.ResNet(2)
+    branches = find_branches(trace(model, zoo.images()))
+    assert len(branches) == 5
+    assert all(verdict.verified for verdict in verify(model, zoo.images(), branches))
+
+
+WRONG = {
+    "the bias left out": (zoo.PreNorm, lambda names: [n for n in names if not n.endswith("bias")]),
+    "the layer in front": (zoo.PreNorm, lambda names: [n.replace(".o.", ".q.").replace("down", "up") for n in names]),
+    "one of two summands left out": (zoo.Parallel, lambda names: [n for n in names if "mlp" not in n]),
+    "the norm in front of the branch": (zoo.PreNorm, lambda names: [names[0].partition(".att")[0] + ".norm1.weight"]),
+    "another layer too": (zoo.PreNorm, lambda names: [*names, "embed.weight"]),
+    "the norm on the stream": (zoo.PostNorm, lambda names: [*names, ".".join(names[0].split(".")[:2]) + ".norm1.bias"]),
+    "one expert left out": (zoo.Experts, lambda names: [n for n in names if "shared" not in n]),
+    "the layer below a layer scale too": (zoo.LayerScale, lambda names: [*names, "blocks.0.mlp.down.weight"]),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_control_a_wrong_set_of_terminals_is_rejected(mistake):
+    block, change = WRONG[mistake]
+    model, inputs = stack(block)
+    right = in_blocks(model, inputs)
+    wrong = dataclasses.replace(right[0], terminals=tuple(change(right[0].terminals)))
+    assert wrong.terminals != right[0].terminals
+    first, *others = verify(model, inputs, [wrong, *right[1:]])
+    assert not first.verified
+    assert first.error > 1e-4
+    assert first.why
+    rest = [verdict for verdict in others if not set(verdict.branch.terminals) & set(wrong.terminals)]
+    assert rest or len(right) < 3, "only branches that hold the same tensor fail with it"
+    assert all(verdict.verified for verdict in rest)
+
+
+def test_control_an_offset_gain_taken_for_a_plain_one_is_rejected():
+    model, inputs = stack(zoo.Sandwich)
+    wrong = [dataclasses.replace(b, offset=frozenset()) for b in in_blocks(model, inputs)]
+    assert not any(verdict.verified for verdict in verify(model, inputs, wrong))
+
+
+def test_an_end_that_no_factor_passes_through_is_not_verified_and_says_why():
+    model, inputs = stack(zoo.TanhEnd)
+    for verdict in verify(model, inputs, in_blocks(model, inputs)):
+        assert not verdict.verified
+        assert "'tanh'" in verdict.why
+
+
+def test_shared_blocks_are_verified_together_and_not_one_without_the_others():
+    model, inputs = stack(zoo.PostNorm, 3, shared=True)
+    branches = in_blocks(model, inputs)
+    assert len(branches) == 6
+    assert all(verdict.verified for verdict in verify(model, inputs, branches))
+    assert not any(verdict.verified for verdict in verify(model, inputs, branches[:2]))
+
+
+class Unread(nn.Module):
+    """Computes a residual sum and returns something else: nothing can be seen of the branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.readout = zoo.PreNorm(), nn.Linear(zoo.WIDTH, 3)
+
+    def forward(self, x):
+        self.block(x)
+        return self.readout(x)
+
+
+def test_a_branch_that_moves_nothing_is_not_verified():
+    inputs = (torch.randn(2, 3, zoo.WIDTH),)
+    branches = find_branches(trace(Unread(), inputs))
+    assert branches
+    assert not any(verdict.verified for verdict in verify(Unread(), inputs, branches))
+
+
+def test_the_model_and_the_random_state_stay_as_they_are():
+    model, inputs = stack(zoo.LayerScale)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    verify(model, inputs, in_blocks(model, inputs))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float32
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_values_is_refused():
+    model, inputs = stack(zoo.PreNorm)
+    branches = in_blocks(model, inputs)
+    with pytest.raises(RoleError, match="no values to verify"):
+        verify(model.to("meta"), inputs, branches)
+
+
+class Overwrites(zoo.PreNorm):
+    """Writes over what the backward pass needs."""
+
+    def forward(self, x):
+        h = self.norm1(x).exp()
+        out = x + self.mlp(h)
+        h.zero_()
+        return out
+
+
+def test_a_model_that_does_not_run_backwards_is_refused():
+    model, inputs = stack(Overwrites)
+    with pytest.raises(RoleError, match=r"cannot be verified, since its forward and backward pass in float64 fail"):
+        verify(model, inputs, in_blocks(model, inputs))
+
+
+def text(model):
+    ids = torch.arange(3, 9)[None]
+    encoder_decoder = isinstance(model, T5ForConditionalGeneration)
+    return {"input_ids": ids, "decoder_input_ids": ids} if encoder_decoder else {"input_ids": ids}
+
+
+# The number of branches in two blocks (an encoder's and a decoder's, for T5), and the kinds of their ends.
+TRANSFORMERS = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**DECODER, num_key_value_heads=1), 4, {"plain"}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2), 4, {"plain"}),
+    "bert": (BertForMaskedLM, BertConfig(**DECODER), 4, {"post-norm"}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**DECODER, num_key_value_heads=1, head_dim=8), 4, {"norm-ended"}),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**DECODER), 2, {"parallel"}),
+    "mixtral": (
+        MixtralForCausalLM,
+        MixtralConfig(**DECODER, num_key_value_heads=1, num_local_experts=3),
+        4,
+        {"plain", "experts"},
+    ),
+    "vit": (
+        ViTForImageClassification,
+        ViTConfig(**{k: v for k, v in DECODER.items() if k != "vocab_size"}, image_size=16, patch_size=8),
+        4,
+        {"plain"},
+    ),
+    "t5": (
+        T5ForConditionalGeneration,
+        T5Config(vocab_size=31, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0),
+        10,
+        {"plain"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_unmodified_transformers_models(name):
+    build, config, count, kinds = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    model = build(config)
+    inputs = {"pixel_values": torch.randn(1, 3, 16, 16)} if name == "vit" else text(model)
+    branches = find_branches(trace(model, inputs))
+    assert len(branches) == count
+    assert {branch.kind for branch in branches} == kinds
+    assert all(verdict.verified for verdict in verify(model, inputs, branches))
