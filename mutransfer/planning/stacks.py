@@ -1,0 +1,117 @@
+"""How much deeper than the base each stack of blocks is, and which tensor of the base stands for which of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mutransfer.errors import ShapeError, nearest
+from mutransfer.planning.ops import Trace
+from mutransfer.planning.templates import Templates
+
+_Kind = frozenset[str]
+"""A block by the names of its parameters inside it."""
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """A model and a base of another depth, tensor by tensor.
+
+    Attributes:
+        templates: how the names of the two are read.
+        counts: stack (the template of its blocks) -> number of blocks at the base and in the model.
+        partners: parameter of the model -> the one of the base that it is compared with: of the same template, in a
+            block of the same kind, at the same index where there is one, else in the last such block.
+    """
+
+    templates: Templates
+    counts: Mapping[str, tuple[int, int]]
+    partners: Mapping[str, str]
+
+    def m_depth(self, name: str) -> float:
+        """Blocks of a parameter's own stack over the base's; 1 outside of all."""
+        stack = self.templates.stack(name)
+        at_base, here = self.counts[stack] if stack is not None else (1, 1)
+        return here / at_base
+
+    @property
+    def deeper(self) -> Mapping[str, float]:
+        """Stack -> its depth ratio, for those whose depth differs from the base's."""
+        return {stack: here / at_base for stack, (at_base, here) in self.counts.items() if here != at_base}
+
+
+def compare_depths(base: Iterable[str], model: Iterable[str]) -> Stacks:
+    """Pairs the parameters of a model with those of a base of any depth, by name.
+
+    Raises:
+        ShapeError: the model has a parameter, or a kind of block, that the base lacks.
+    """
+    base_names, names = list(base), list(model)
+    templates = Templates.between(base_names, names)
+    at_base, here = _blocks(base_names, templates), _blocks(names, templates)
+    _refuse_missing_outside(base_names, names, templates)
+    partners = {name: name for name in names if templates.stack(name) is None}
+    for stack, blocks in here.items():
+        others = at_base.get(stack, {})
+        by_kind = {_kind(path, members): path for path, members in others.items()}
+        for path, members in blocks.items():
+            partner = _partner(path, blocks, others, by_kind)
+            partners |= {name: partner + name.removeprefix(path) for name in members}
+    counts = {stack: (len(at_base[stack]), len(blocks)) for stack, blocks in here.items()}
+    return Stacks(templates, counts, partners)
+
+
+def use_ratios(base: Trace, model: Trace, stacks: Stacks) -> Mapping[str, float]:
+    """Parameters that the forward pass uses more or less often than at the base (shared blocks), with the ratio."""
+    used = {name: (len(base.uses[stacks.partners[name]]), len(uses)) for name, uses in model.uses.items()}
+    return {name: here / there for name, (there, here) in used.items() if there and here and there != here}
+
+
+_Blocks = dict[str, dict[str, list[str]]]
+
+
+def _blocks(names: Iterable[str], templates: Templates) -> _Blocks:
+    """Stack -> path of each of its blocks -> the parameters in it, in the model's order."""
+    blocks: _Blocks = {}
+    for name in names:
+        stack = templates.stack(name)
+        if stack is not None:
+            path = ".".join(name.split(".")[: stack.count(".") + 1])
+            blocks.setdefault(stack, {}).setdefault(path, []).append(name)
+    return blocks
+
+
+def _kind(path: str, members: Iterable[str]) -> _Kind:
+    return frozenset(name.removeprefix(path) for name in members)
+
+
+def _partner(
+    path: str, blocks: Mapping[str, list[str]], others: Mapping[str, list[str]], by_kind: Mapping[_Kind, str]
+) -> str:
+    kind = _kind(path, blocks[path])
+    if path in others and _kind(path, others[path]) == kind:
+        return path
+    if kind in by_kind:
+        return by_kind[kind]
+    first = {_kind(at, members): i for i, (at, members) in reversed(list(enumerate(blocks.items(), 1)))}
+    raise ShapeError(
+        f"The base has no block like {path!r} ({_example(kind, by_kind)}), so nothing says how it is to be "
+        f"scaled. Use a base of at least {max(first.values())} blocks there, the fewest that have every kind."
+    )
+
+
+def _example(kind: _Kind, known: Mapping[_Kind, str]) -> str:
+    """A parameter that no block of the base has, or one that they have and it lacks."""
+    theirs = frozenset().union(*known)
+    own = sorted(kind - theirs) or sorted(theirs - kind) or sorted(kind)
+    return f"with {own[0].removeprefix('.')!r}" if own[0] in kind else f"without {own[0].removeprefix('.')!r}"
+
+
+def _refuse_missing_outside(base: list[str], names: list[str], templates: Templates) -> None:
+    known = set(base)
+    missing = [name for name in names if templates.stack(name) is None and name not in known]
+    if missing:
+        raise ShapeError(
+            f"The base has no parameter {missing[0]!r}.{nearest(missing[0], known)} Build it from the same class and "
+            "options; only its sizes and its number of blocks may differ."
+        )
