@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ VERBS = {
 }
 _WRITE_LAST = ("explain", "check")
 """Verbs that write nothing until their work is done; the others keep results as they go."""
+_CHATTY = "torch._subclasses.fake_tensor"
+"""Logs a traceback for every try that fails on fake tensors; what came of it is in our own sentence."""
+_IN_PYTHON = {
+    "example_inputs=": "the model's inputs are a batch of data=",
+    "roles=": "a role can only be given in Python, to mutransfer.parameterize",
+    "factory=": "the factory is the function in model.path=",
+    "factory(": "the factory is what model= and model.path= choose, called with a width",
+}
+"""What some messages advise that is written for Python, and what it is here."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 
@@ -32,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except MutransferError as error:
-        return _complain(str(error))
+        return _complain(_on_the_command_line(str(error)))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -78,6 +88,7 @@ def _run_verb(verb: str, words: list[str]) -> int:
         raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
     if verb in _WRITE_LAST and not parsed.show_config:
         _check_run_dir(validate(verb, composer.config(parsed.overrides))["run_dir"])
+    logging.getLogger(_CHATTY).disabled = "TORCH_LOGS" not in os.environ
     module = importlib.import_module(f"mutransfer.cli.verbs.{verb}")
     code: int = module.run(composer, parsed)
     return code
@@ -87,6 +98,11 @@ def _check_run_dir(run_dir: str) -> None:
     """Looks for a place to write before the work; makes no folder yet, since the work may turn out impossible."""
     path = Path(run_dir)
     check_writable(next(folder for folder in (path, *path.parents) if folder.exists()))
+
+
+def _on_the_command_line(sentence: str) -> str:
+    here = [meaning for word, meaning in _IN_PYTHON.items() if word in sentence]
+    return f"{sentence} (On the command line {', and '.join(here)}.)" if here else sentence
 
 
 def _of_the_system(error: OSError) -> str:

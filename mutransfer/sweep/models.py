@@ -159,8 +159,9 @@ def divides_into_heads(width: int, head_dim: int | None, n_heads: int | None) ->
     name, part = ("head_dim", head_dim) if head_dim is not None else ("n_heads", n_heads)
     positive("model", **{name: part})
     part = part or 1
-    fits = max(1, round(width / part)) * part
-    require(width % part == 0, f"model.width={width} must be a multiple of model.{name}={part}, such as {fits}.")
+    below, above = width // part * part, width // part * part + part
+    near = f"{below} or {above}" if below else str(above)
+    require(width % part == 0, f"model.width={width} must be a multiple of model.{name}={part}, such as {near}.")
 
 
 MODELS: Mapping[str, type] = {"mlp": MLP, "gpt": GPT, "vit": ViT, "resnet": ResNet, "hf": HF, "factory": Factory}

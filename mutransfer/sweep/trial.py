@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mutransfer.convert import Plan, plan
+from mutransfer.errors import ConfigError, MutransferError
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.key import TRIAL_SECTIONS, trial_key
 from mutransfer.train.data.protocol import Data
@@ -58,6 +59,12 @@ class Trials:
         """A fresh model of this width, drawn from torch's generator as it stands."""
         return build_model({**config["model"], "width": width}, self.data(config).info)
 
+    def _base_model(self, config: Mapping[str, Any]) -> nn.Module:
+        try:
+            return self.model(config, config["base"])
+        except MutransferError as error:
+            raise ConfigError(f"The model cannot be built at base={config['base']}: {error}") from error
+
     def plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         """What the parameterization does to this model; the same plan for every seed and learning rate."""
         name = json.dumps([*(config[part] for part in _PLANNED_FROM), config["optimizer"]["name"]], sort_keys=True)
@@ -67,7 +74,7 @@ class Trials:
 
     def _make_plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         choice = config["parameterization"]
-        check_fit(self.model(config, config["base"]), self.data(config), config)
+        check_fit(self._base_model(config), self.data(config), config)
         return plan(
             model,
             choice["name"],

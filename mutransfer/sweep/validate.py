@@ -105,7 +105,16 @@ def _refuse_unknown(kind: type, value: Mapping[str, Any], prefix: str) -> None:
             _refuse_unknown(typing.cast(type, types[name]), item, _key(prefix, name))
 
 
+def _check_base(config: Mapping[str, Any]) -> None:
+    """The base is this very model at another width, so what a width must be holds for it too."""
+    try:
+        _section("model", {**config["model"], "width": config["base"]})
+    except ConfigError as error:
+        raise ConfigError(f"base={config['base']} is no width that this model can have: {error}") from None
+
+
 def _check_together(config: Mapping[str, Any]) -> None:
+    _check_base(config)
     table = find_table(config["parameterization"]["name"], PARAMETERIZATIONS)
     optimizer = find_optimizer(config["optimizer"]["name"])
     if optimizer.family not in table.families:

@@ -14,7 +14,7 @@ import pytest
 from mutransfer.cli import dispatch, main
 from mutransfer.cli.arguments import parse
 from mutransfer.cli.completion import candidates
-from mutransfer.errors import ConfigError, RunError
+from mutransfer.errors import ConfigError, RoleError, RunError, ShapeError
 
 VERBS = list(dispatch.VERBS)
 COMMANDS: list[tuple[list[str], int]] = [
@@ -123,6 +123,16 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
     ("error", "code", "text"),
     [
         (RunError("It is gone."), 2, "mutransfer: It is gone."),
+        (
+            RoleError("Say it with roles={'w': 'input'}."),
+            2,
+            "roles={'w': 'input'}. (On the command line a role can only",
+        ),
+        (
+            ShapeError("factory(40) failed."),
+            2,
+            "failed. (On the command line the factory is what model= and model.path=",
+        ),
         (OSError(28, "No space left on device", "x/plan.json"), 2, "No space left on device: x/plan.json"),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: x"),
         (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,21 @@ from torch import nn
 
 def make(width, depth):
     return nn.Sequential(nn.Embedding(256, width), nn.Linear(width, width), nn.Linear(width, 90))
+"""
+UNEVEN = """
+from torch import nn
+
+class Uneven(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.entrance, self.exit = nn.Linear(64, width), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.exit(self.entrance(x))
+
+def make(width):
+    assert width % 32 == 0, "uneven"
+    return Uneven(width)
 """
 
 
@@ -242,3 +259,21 @@ def test_work_that_is_impossible_leaves_no_folder(capsys: pytest.CaptureFixture[
     assert main(["explain", "model=factory", "model.path=nowhere:make"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert list(Path().iterdir()) == []
+
+
+def test_a_model_that_cannot_run_gets_one_sentence_in_the_words_of_the_command_line(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    Path("uneven.py").write_text(UNEVEN)
+    mine = ["explain", "model=factory", "model.path=uneven:make", "data=digits", "base=64"]
+    finished = command(*mine, "model.width=128")
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1  # and none of torch's own log
+    assert "On the command line the model's inputs are a batch of data=" in finished.stderr
+
+
+def test_a_base_that_cannot_be_built_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.py").write_text(UNEVEN)
+    mine = ["explain", "model=factory", "model.path=odd:make", "data=digits", "model.width=64"]
+    assert main([*mine, "base=40"]) == 2
+    assert "cannot be built at base=40: model.path=odd:make failed at width=40" in capsys.readouterr().err
