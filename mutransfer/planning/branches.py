@@ -33,6 +33,8 @@ class Branch:
         terminals: the last parameters that all of it is proportional to, weight and bias both.
         offset: those of them that enter as a number plus themselves, as in a gain that is 1 + w.
         blocked_by: the op that a factor does not pass through, where there are no terminals.
+        ends: the ops that use them there.
+        source: the value of the stream that it is computed from.
         inside: number of the branch that this one is a part of.
     """
 
@@ -42,6 +44,8 @@ class Branch:
     module: str
     kind: Kind
     terminals: tuple[str, ...]
+    ends: frozenset[int] = frozenset()
+    source: int = -1
     offset: frozenset[str] = frozenset()
     blocked_by: str = ""
     inside: int | None = None
@@ -162,7 +166,7 @@ def _projection(lineage: Lineage, index: int, op: Op) -> _Add | None:
 def _branch(lineage: Lineage, number: int, add: _Add, normed: bool) -> Branch:
     op = lineage.trace.ops[add.op]
     terminal = find_terminal(lineage, add.branch, frozenset(lineage.stream(add.skip)))
-    names = [*terminal.names, *_unreached_siblings(terminal.names, lineage.trace)]
+    names = [*terminal.names, *unreached_siblings(terminal.names, lineage.trace)]
     kind = "projection" if add.projected else _kind(terminal, normed)
     operand = op.inputs.index(add.branch)
     return Branch(
@@ -172,6 +176,8 @@ def _branch(lineage: Lineage, number: int, add: _Add, normed: bool) -> Branch:
         op.module,
         kind,
         tuple(names),
+        frozenset(terminal.ops | terminal.biases),
+        add.source,
         frozenset(terminal.offset),
         terminal.blocked_by,
         add.inside,
@@ -188,7 +194,7 @@ def _kind(terminal: Terminal, normed: bool) -> Kind:
     return "parallel" if len(terminal.ops) > 1 else "post-norm" if normed else "plain"
 
 
-def _unreached_siblings(names: Collection[str], trace: Trace) -> list[str]:
+def unreached_siblings(names: Collection[str], trace: Trace) -> list[str]:
     """The same parameters of experts that the inputs chose nobody for: names that differ in their last index alone."""
     found = {_without_last_index(name) for name in names} - {None}
     unreached = [name for name, uses in trace.uses.items() if not any(use.reached for use in uses)]

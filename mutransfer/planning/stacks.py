@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mutransfer.errors import ShapeError, nearest
+from mutransfer.planning.branches import Branch
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.templates import Templates
 
@@ -59,6 +60,26 @@ def compare_depths(base: Iterable[str], model: Iterable[str]) -> Stacks:
             partners |= {name: partner + name.removeprefix(path) for name in members}
     counts = {stack: (len(at_base[stack]), len(blocks)) for stack, blocks in here.items()}
     return Stacks(templates, counts, partners)
+
+
+def count_branches(stacks: Stacks, base: Sequence[Branch], model: Sequence[Branch]) -> Stacks:
+    """Counts only blocks that add to a stream: an nn.Sequential may hold the stem and the readout beside them.
+
+    Args:
+        base, model: the residual branches of each.
+    """
+    here, there = _residual_blocks(model, stacks.templates), _residual_blocks(base, stacks.templates)
+    counts = {stack: (len(there[stack]), len(blocks)) for stack, blocks in here.items() if stack in there}
+    return replace(stacks, counts={**stacks.counts, **counts})
+
+
+def _residual_blocks(branches: Sequence[Branch], templates: Templates) -> dict[str, set[str]]:
+    blocks: dict[str, set[str]] = {}
+    for name in (name for branch in branches for name in branch.terminals):
+        stack = templates.stack(name)
+        if stack is not None:
+            blocks.setdefault(stack, set()).add(".".join(name.split(".")[: stack.count(".") + 1]))
+    return blocks
 
 
 def use_ratios(base: Trace, model: Trace, stacks: Stacks) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ parameters: a layer's weight and bias, a norm's gain and bias, a layer scale.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mutransfer.planning.lineage import Lineage
@@ -39,23 +39,26 @@ class Terminal:
 
     Attributes:
         names: the parameters, those of the last op first.
-        ops: the ops that own them, but for biases that are added on their own.
+        ops: the ops that own them.
+        biases: ops that add one of them on its own.
         offset: those that enter as a number plus themselves (1 + w).
         endings: see `Ending`.
         routed: an activation multiplies what the layers give, as a router's weights do.
         blocked_by: the op that a factor does not pass through, or "the stream"; then there is no terminal.
     """
 
-    names: dict[str, None]
-    ops: set[int]
-    offset: set[str]
-    endings: set[Ending]
+    names: dict[str, None] = field(default_factory=dict)
+    ops: set[int] = field(default_factory=set)
+    biases: set[int] = field(default_factory=set)
+    offset: set[str] = field(default_factory=set)
+    endings: set[Ending] = field(default_factory=set)
     routed: bool = False
     blocked_by: str = ""
 
     def merge(self, other: Terminal) -> None:
         self.names |= other.names
         self.ops |= other.ops
+        self.biases |= other.biases
         self.offset |= other.offset
         self.endings |= other.endings
         self.routed |= other.routed
@@ -68,7 +71,7 @@ def find_terminal(lineage: Lineage, value: int, stop: frozenset[int]) -> Termina
         value: what is added to the stream.
         stop: values of the stream: a walk that meets one has found no parameter.
     """
-    found, todo = Terminal({}, set(), set(), set()), [value]
+    found, todo = Terminal(), [value]
     while todo and not found.blocked_by:
         value = todo.pop(0)
         op = lineage.trace.producer(value)
@@ -76,7 +79,7 @@ def find_terminal(lineage: Lineage, value: int, stop: frozenset[int]) -> Termina
             found.blocked_by = "the stream"
         elif not _take_parameters(lineage, op, found):
             todo += _onward(lineage, op, stop, found)
-    return Terminal({}, set(), set(), set(), blocked_by=found.blocked_by) if found.blocked_by else found
+    return Terminal(blocked_by=found.blocked_by) if found.blocked_by else found
 
 
 def _take_parameters(lineage: Lineage, op: Op, found: Terminal) -> bool:
@@ -91,6 +94,8 @@ def _take_parameters(lineage: Lineage, op: Op, found: Terminal) -> bool:
     if ending is not None or _adds(op):
         found.names |= dict.fromkeys(uses)
         found.offset |= op.shifted & uses.keys()
+        if uses and ending is None:
+            found.biases.add(lineage.trace.index(op))
     return bool(uses) and ending is not None
 
 

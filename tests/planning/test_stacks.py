@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import residual_models as zoo
+from torch import nn
 
 from mutransfer.errors import ShapeError
-from mutransfer.planning.stacks import compare_depths, use_ratios
+from mutransfer.planning.branches import find_branches
+from mutransfer.planning.stacks import compare_depths, count_branches, use_ratios
 from mutransfer.planning.trace import trace
 
 
@@ -86,3 +88,13 @@ def test_shared_blocks_are_used_more_often_and_no_others_are(shared, expected):
     ratios = use_ratios(trace(base, zoo.ids()), trace(model, zoo.ids()), stacks)
     assert set(ratios.values()) == expected
     assert all(name.startswith("blocks.") for name in ratios)
+
+
+def test_stem_and_readout_in_one_sequence_with_the_blocks_are_not_counted():
+    def build(depth):
+        return nn.Sequential(nn.Embedding(11, 8), *(zoo.PreNorm() for _ in range(depth)), nn.LayerNorm(8))
+
+    base, model = build(2), build(6)
+    stacks = compare_depths(dict(base.named_parameters()), dict(model.named_parameters()))
+    counted = count_branches(stacks, *(find_branches(trace(m, zoo.ids())) for m in (base, model)))
+    assert (stacks.deeper, counted.deeper) == ({"*": 8 / 4}, {"*": 3.0})

@@ -1,0 +1,67 @@
+"""Which depth rule a parameter takes: in a branch that repeats, at the end of one, on the stream, or outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mutransfer.errors import RoleError
+from mutransfer.planning.branches import Branch, stream_norms, unreached_siblings
+from mutransfer.planning.lineage import Lineage
+from mutransfer.planning.ops import Trace
+from mutransfer.planning.templates import Templates
+from mutransfer.rules.depth import Place
+
+
+def assign_places(trace: Trace, branches: Sequence[Branch], templates: Templates) -> dict[str, Place]:
+    """Every parameter's place: outside, inner, terminal, or norm on the stream.
+
+    Args:
+        trace: of the model.
+        branches: those of it that repeat with depth.
+        templates: of the model and a base of another depth.
+
+    Raises:
+        RoleError: a terminal that is used inside a branch as well: it can hold no factor.
+    """
+    places = dict.fromkeys(trace.uses, Place.OUTSIDE)
+    inner = inner_parameters(trace, branches, templates)
+    terminals = {name: branch for branch in branches for name in branch.terminals}
+    norms = stream_norms(trace, branches)
+    for name, branch in terminals.items():
+        if name in inner or name in norms:
+            raise RoleError(
+                f"{name!r} ends the residual branch that {branch.module!r} adds, and is used inside a branch or on the "
+                "stream too, so that it cannot take one depth rule. Untie the two, or use a table without depth rules."
+            )
+    places |= dict.fromkeys(inner, Place.INNER)
+    places |= dict.fromkeys(norms, Place.STREAM_NORM)
+    return places | dict.fromkeys(terminals, Place.TERMINAL)
+
+
+def inner_parameters(trace: Trace, branches: Sequence[Branch], templates: Templates) -> frozenset[str]:
+    """The parameters inside the branches, those that end them left out.
+
+    They are used on the way from the stream to the add. What reaches the add from elsewhere (keys and values of
+    another stack) is inside if it stands in a block.
+    """
+    lineage, norms = Lineage(trace), set(stream_norms(trace, branches))
+    ends = frozenset().union(*(branch.ends for branch in branches))
+    found: set[str] = set()
+    for branch in branches:
+        for index in _ops_inside(lineage, branch):
+            begins = any(lineage.descends(value, branch.source) for value in trace.ops[index].inputs)
+            used = () if index in ends else lineage.owners[index]
+            found.update(name for name in used if begins or templates.stack(name) is not None)
+    found -= norms
+    return frozenset(found | set(unreached_siblings(found, trace)))
+
+
+def _ops_inside(lineage: Lineage, branch: Branch) -> list[int]:
+    """The ops that use parameters, that the add reads the results of, and that the stream beside it does not."""
+    add = lineage.trace.ops[branch.op]
+    end, skip = add.inputs[branch.operand], add.inputs[1 - branch.operand]
+    return [
+        index
+        for index in lineage.owners
+        if any(lineage.descends(end, v) and not lineage.descends(skip, v) for v in lineage.trace.ops[index].outputs)
+    ]
