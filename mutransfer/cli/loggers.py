@@ -74,8 +74,9 @@ class WandbLogger:
                 dir=settings["dir"],
                 reinit="finish_previous",
             )
-        except wandb.errors.UsageError as error:
-            raise RunError(f"wandb cannot start: {error}. Run `wandb login`, or use logger.mode=offline.") from None
+        except wandb.errors.Error as error:
+            reason = str(error).partition(". ")[0].rstrip(".")  # what it advises stands in our own words
+            raise RunError(f"wandb cannot start: {reason}. Run `wandb login`, or use logger.mode=offline.") from None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)

@@ -15,6 +15,15 @@ def print_config(config: Any) -> int:
     return DONE
 
 
+def counted(number: int, what: str) -> str:
+    """How many there are, in words that fit one of them too.
+
+    >>> counted(1, "trial"), counted(2, "trial")
+    ('1 trial', '2 trials')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def printable(text: object) -> str:
     """A text that may hold strings of others, without what a terminal would obey: escapes and control characters.
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mutransfer.cli.output import counted
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.store import Counts
 
@@ -73,7 +74,7 @@ class SweepProgress:
 
     def _announce(self, counts: Counts) -> None:
         known = f", {counts.finished} of them finished before" if counts.finished else ""
-        self._say(f"{counts.total} trials{known}.")
+        self._say(f"{counted(counts.total, 'trial')}{known}.")
 
     def _update(self, counts: Counts, changed: bool) -> None:
         """Redraws when a trial has finished, and else twice a second: drawing takes time from the trials."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -226,7 +227,16 @@ def test_a_sweep_with_failed_trials_exits_with_1_and_says_why(
     assert main(["sweep", "model.width=32", *TINY]) == 1
     text = capsys.readouterr().out
     assert "failed: no luck" in text
+    assert "\n1 trial failed. Add" in text
     assert "engine.retry_failed=true" in text
+
+
+def test_what_to_run_next_can_be_pasted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(LocalEngine, "run", lambda *_: [])
+    run_dir = "my runs/" + "long " * 30 + "name"
+    assert main(["sweep", "model.width=32", f"run_dir='{run_dir}'", *TINY]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    assert shlex.split(line)[1:] == ["mutransfer", "transfer", run_dir]
 
 
 def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixture[str]) -> None:

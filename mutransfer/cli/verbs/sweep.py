@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, log_record, make_logger
-from mutransfer.cli.output import print_config
+from mutransfer.cli.output import counted, print_config
 from mutransfer.cli.progress import SweepProgress, best_table
 from mutransfer.records import TrialRecord, write_json
 from mutransfer.sweep.compose import Composer
@@ -63,7 +64,10 @@ def _report(records: Sequence[TrialRecord], run_dir: Path) -> int:
     for record in list(failed.values())[:5]:
         console.print(f"failed: {record.error}", markup=False, highlight=False)
     if failed:
-        console.print(f"{len(failed)} trials failed. Add engine.retry_failed=true to try them again.", highlight=False)
+        again = "Add engine.retry_failed=true to try again."
+        console.print(f"{counted(len(failed), 'trial')} failed. {again}", highlight=False)
         return FAIL
-    console.print(f"Next: mutransfer transfer {run_dir}", markup=False, highlight=False)
+    console.print(
+        f"Next: mutransfer transfer {shlex.quote(str(run_dir))}", markup=False, highlight=False, soft_wrap=True
+    )
     return DONE
