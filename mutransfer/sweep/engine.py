@@ -40,6 +40,7 @@ class LocalEngine:
         workers: processes; None for one per CPU core, or one per GPU where trials run on GPUs.
         threads: per worker. One is fastest on a busy CPU (measured: 5 to 27 times over two).
         lease: seconds after which a trial whose worker has gone silent is given to another.
+        timeout: seconds after which a trial has failed, and its worker is replaced; None for no limit.
         gpus: the devices to spread the workers over, as CUDA_VISIBLE_DEVICES names them; empty for CPU.
         retry_failed: whether trials that failed in an earlier call are tried again.
         trial: `package.module:name` of a callable (threads) -> trial function.
@@ -48,6 +49,7 @@ class LocalEngine:
     workers: int | None = None
     threads: int = 1
     lease: float = 60.0
+    timeout: float | None = None
     gpus: tuple[str, ...] = ()
     retry_failed: bool = False
     trial: str = TRIAL
@@ -61,6 +63,8 @@ class LocalEngine:
             raise ConfigError(f"engine.threads={self.threads}: a worker needs at least one thread.")
         if self.lease < 1:
             raise ConfigError(f"engine.lease={self.lease}: a lease must last at least one second.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigError(f"engine.timeout={self.timeout}: it must be greater than 0, or null for no limit.")
 
     def run(self, points: Sequence[Point], store: Store, watch: Watch | None = None) -> list[TrialRecord]:
         """Runs what is not finished of these points and gives back the records of all of them.
@@ -95,9 +99,18 @@ class LocalEngine:
                 watch(counts, new)
             if not counts.unfinished:
                 return
+            self._end_overdue(pool, store)
             for worker in pool:
                 worker.revive(store)
             time.sleep(POLL_SECONDS)
+
+    def _end_overdue(self, pool: list[_Worker], store: Store) -> None:
+        if self.timeout is None:
+            return
+        overdue = store.time_out([worker.name for worker in pool], self.timeout)
+        for worker in pool:
+            if worker.name in overdue:
+                worker.replace(store)
 
     @contextlib.contextmanager
     def _pool(self, run_dir: Path, sweep: str, size: int) -> Iterator[list[_Worker]]:
@@ -143,6 +156,12 @@ class _Worker:
     early_deaths: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
+    @property
+    def name(self) -> str:
+        """As the store knows the process that runs now."""
+        assert self._process is not None
+        return worker_name(self._process.pid)
+
     def start(self) -> None:
         """In a session of its own, so that Ctrl-C reaches the driver alone; it ends when its stdin closes."""
         with self._open_log() as log:
@@ -163,10 +182,19 @@ class _Worker:
             return
         if code == EXIT_STORE:
             raise RunError(self._last_line())
-        keys = store.crashed(worker_name(self._process.pid))
+        keys = store.crashed(self.name)
         self.early_deaths = 0 if keys else self.early_deaths + 1
         if self.early_deaths == MAX_EARLY_DEATHS:
             raise RunError(f"A worker process cannot start ({self._last_line()}). Its output is in {self.log}.")
+        self._close_stdin()
+        self.start()
+
+    def replace(self, store: Store) -> None:
+        """Ends this worker whatever it is at, and starts another; a trial that it has taken meanwhile goes back."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        store.release(self.name)
         self._close_stdin()
         self.start()
 

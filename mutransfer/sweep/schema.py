@@ -183,6 +183,7 @@ class LocalEngine:
     workers: int | None
     threads: int
     lease: float
+    timeout: float | None
     retry_failed: bool
 
 

@@ -20,7 +20,7 @@ from mutransfer.errors import RunError
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.sweep.key import Point
 from mutransfer.sweep.processes import may_be_alive
-from mutransfer.sweep.rows import decode, is_record, record_crash
+from mutransfer.sweep.rows import decode, fail, is_record, record_crash
 from mutransfer.sweep.sqlite import connect, connect_read_only, readable_errors
 
 FILE_NAME = "sweep.sqlite"
@@ -226,6 +226,18 @@ class Store:
             for key, config, crashes in rows:
                 record_crash(db, key, json.loads(config), crashes + 1)
         return [key for key, _, _ in rows]
+
+    def time_out(self, workers: Sequence[str], timeout: float) -> list[str]:
+        """Fails what these workers have been at for longer than so many seconds. The workers concerned."""
+        own = ", ".join("?" * len(workers))
+        with self._transaction() as db:
+            rows = db.execute(
+                f"SELECT key, config, worker FROM run WHERE status = 'running' AND started < ? AND worker IN ({own})",
+                (time.time() - timeout, *workers),
+            ).fetchall()
+            for key, config, _ in rows:
+                fail(db, key, json.loads(config), f"It ran for longer than engine.timeout={timeout:g} seconds.")
+        return [worker for _, _, worker in rows]
 
     def release_dead(self) -> None:
         """Gives back what workers of this machine hold that no longer exist (their driver was killed with them)."""

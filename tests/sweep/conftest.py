@@ -37,6 +37,8 @@ STUB = """
         once = LOG.with_suffix(f".{seed}")
         first, _ = not once.exists(), once.touch()
         time.sleep(float(os.environ.get("STUB_SECONDS", "0")))
+        while os.environ.get("STUB_HANG") == str(seed):
+            time.sleep(1)
         if os.environ.get("STUB_RAISE") == str(seed):
             raise RuntimeError("out of luck")
         if os.environ.get("STUB_KILL") == str(seed) or (first and os.environ.get("STUB_KILL_ONCE") == str(seed)):

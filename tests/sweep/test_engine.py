@@ -179,7 +179,7 @@ def test_the_longest_trials_start_first(tmp_path: Path, config: Callable[..., di
     assert stub() == [1, 2, 0]
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"lease": 0.1}])
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"lease": 0.1}, {"timeout": 0}])
 def test_impossible_engines_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LocalEngine(**wrong)  # type: ignore[arg-type]
@@ -194,3 +194,27 @@ def test_a_trial_whose_record_is_half_written_is_trained_anew_by_the_next_sweep(
         LocalEngine(workers=1, trial=TRIAL).run(points(3), store)
     assert losses(tmp_path / "run") == {seed: seed / 8 for seed in range(3)}
     assert sorted(stub()) == [0, 1, 1, 2]
+
+
+def test_a_trial_that_hangs_fails_after_its_time_and_the_others_are_trained(
+    tmp_path: Path, points: Points, stub: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_HANG", "1")
+    with Store.create(tmp_path / "run") as store:
+        records = {r.config["seed"]: r for r in LocalEngine(workers=1, timeout=2.0, trial=TRIAL).run(points(3), store)}
+        assert (records[1].status, records[1].error) == ("failed", "It ran for longer than engine.timeout=2.0 seconds.")
+        assert (records[0].status, records[2].status) == ("done", "done")
+        assert sorted(stub()) == [0, 1, 2]
+        monkeypatch.delenv("STUB_HANG")
+        again = LocalEngine(workers=1, trial=TRIAL, retry_failed=True).run(points(3), store)
+    assert [record.status for record in again] == ["done"] * 3
+
+
+def test_a_timeout_ends_no_trial_of_another_driver(tmp_path: Path, points: Points) -> None:
+    with Store.create(tmp_path / "run") as store:
+        store.add("sweep", points(2))
+        for worker in ("own", "other"):
+            store.claim("sweep", worker, lease=60)
+        assert store.time_out(["own"], 60) == []
+        assert store.time_out(["own"], -1) == ["own"]
+        assert (store.counts("sweep").running, store.counts("sweep").failed) == (1, 1)
