@@ -202,7 +202,7 @@ def test_a_trial_that_hangs_fails_after_its_time_and_the_others_are_trained(
     monkeypatch.setenv("STUB_HANG", "1")
     with Store.create(tmp_path / "run") as store:
         records = {r.config["seed"]: r for r in LocalEngine(workers=1, timeout=2.0, trial=TRIAL).run(points(3), store)}
-        assert (records[1].status, records[1].error) == ("failed", "It ran for longer than engine.timeout=2.0 seconds.")
+        assert (records[1].status, records[1].error) == ("failed", "It ran for longer than engine.timeout=2 seconds.")
         assert (records[0].status, records[2].status) == ("done", "done")
         assert sorted(stub()) == [0, 1, 2]
         monkeypatch.delenv("STUB_HANG")
