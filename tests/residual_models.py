@@ -242,3 +242,15 @@ class ResNet(nn.Module):
 
 def images() -> tuple[Tensor, ...]:
     return (torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0)),)
+
+
+class Recurrent(nn.Module):
+    """Every step adds what the step before gives to its own part of the inputs: no stream."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.embed, self.readout = nn.Embedding(11, WIDTH), _linear(WIDTH, 5)
+        self.core = nn.LSTM(WIDTH, WIDTH, depth, batch_first=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.readout(self.core(self.embed(ids))[0])

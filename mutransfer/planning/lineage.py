@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mutransfer.planning.ops import VIEWS, Op, Trace, Use
@@ -80,7 +81,12 @@ class Lineage:
             return self._skips[value]
         name, operands = op.name.rstrip("_"), self.operands(op)
         through = name in VIEWS or name in _ACTIVATIONS or (name in ("mul", "div") and len(operands) == 1)
-        return operands[0] if operands and through else None
+        return operands[0] if operands and through and _is_whole(op, operands[0]) else None
+
+
+def _is_whole(op: Op, value: int) -> bool:
+    """Whether all of an operand is in the result: one time step of a recurrence is not the sequence."""
+    return math.prod(op.shapes[op.inputs.index(value)]) == math.prod(op.result_shapes[0])
 
 
 def _owners(trace: Trace) -> Mapping[int, Mapping[str, Use]]:

@@ -21,6 +21,8 @@ TOLERANCE = 1e-9
 """Relative; float64 leaves about 1e-14."""
 _INVISIBLE = 1e-9
 """A branch that moves the loss by less than this, relative to what parameters do, proves nothing."""
+_CONSTANT = 1e-3
+"""A parameter whose entries differ by less is moved, or what it multiplies could not be seen."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _sharing(branches: Sequence[Branch]) -> list[list[Branch]]:
 
 class _Subject:
     """A copy of the model to try factors on: float64, evaluated but for batch norms (an evaluated one passes a factor
-    on that a trained one does not), every constant parameter moved away from its constant."""
+    on that a trained one does not), every parameter that is constant (zero, say) moved away from it."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> None:
         self.model = copy.deepcopy(model).double().eval()
@@ -100,7 +102,7 @@ class _Subject:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in self.model.parameters():
-                if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                if parameter.numel() and parameter.max() - parameter.min() < _CONSTANT:
                     parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator), alpha=0.1)
         self.values = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         mapping = isinstance(inputs, Mapping)

@@ -122,6 +122,10 @@ def test_a_sum_inside_every_block_does_not_repeat_and_blocks_inside_one_branch_d
     assert found == every[1:-1]
 
 
+def test_a_recurrence_is_no_residual_stack():
+    assert branches_of(zoo.Recurrent(2), zoo.ids()) == ()
+
+
 def test_shared_blocks_are_one_branch_each_time_they_run():
     found = branches_of(zoo.Stack(zoo.PostNorm, 3, shared=True), zoo.ids())[1:]
     assert [b.terminals for b in found] == [found[0].terminals, found[1].terminals] * 3
