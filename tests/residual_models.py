@@ -247,10 +247,10 @@ def images() -> tuple[Tensor, ...]:
 class Recurrent(nn.Module):
     """Every step adds what the step before gives to its own part of the inputs: no stream."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, cell: type[nn.RNNBase], depth: int) -> None:
         super().__init__()
         self.embed, self.readout = nn.Embedding(11, WIDTH), _linear(WIDTH, 5)
-        self.core = nn.LSTM(WIDTH, WIDTH, depth, batch_first=True)
+        self.core = cell(WIDTH, WIDTH, depth, batch_first=True)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.readout(self.core(self.embed(ids))[0])

@@ -17,8 +17,6 @@ Kind = Literal["plain", "parallel", "experts", "norm-ended", "layer-scale", "pos
 """How a branch ends or is added: one layer; several summed; a routed sum; a norm (sandwich, ResNet); a gain of its own;
 one layer, and a norm on the stream behind the sum; summed with a projection of the stream instead of the stream."""
 
-_SUMS = ("add", "sub")
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -93,10 +91,12 @@ def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Temp
     """Those of the deeper trace whose number grows with depth.
 
     What is a part of another branch repeats only if that branch has more of them: a fixed inner sum of every block is
-    part of the block, and scales with nothing.
+    part of the block, and scales with nothing. A sum with a projection can be told only where a block without one
+    follows, so that one which the shallower trace has none of is no new one.
     """
     few, many = _most(shallow, templates), _most(deep, templates)
-    return tuple(b for b in deep if many[_key(b, templates)] > few.get(_key(b, templates), 0))
+    known = [b for b in deep if b.kind != "projection" or _key(b, templates) in few]
+    return tuple(b for b in known if many[_key(b, templates)] > few.get(_key(b, templates), 0))
 
 
 def _key(branch: Branch, templates: Templates) -> tuple[str, ...]:
@@ -134,13 +134,13 @@ def _residual_adds(lineage: Lineage) -> list[_Add]:
 
 
 def _may_be_residual(lineage: Lineage, index: int, op: Op) -> bool:
-    two = op.name.rstrip("_") in _SUMS and len(set(op.inputs)) == 2 and index not in lineage.owners
+    two = op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and index not in lineage.owners
     return two and len(lineage.operands(op)) == 2 and set(op.shapes) == set(op.result_shapes)
 
 
 def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
     one, other = op.inputs
-    for skip, branch in ((one, other), (other, one))[: 1 if op.name.startswith("sub") else 2]:
+    for skip, branch in ((one, other), (other, one)):
         stream = lineage.stream(skip)
         if not set(stream).isdisjoint(lineage.stream(branch)):
             return None  # two points of one stream

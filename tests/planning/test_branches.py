@@ -111,6 +111,8 @@ def test_what_repeats_is_what_grows_in_number():
 def test_the_projections_of_a_resnet_do_not_repeat():
     every, found = repeated(zoo.ResNet)
     assert [b for b in every if b not in found] == [b for b in every if b.kind == "projection"]
+    every, found = repeated(zoo.ResNet, depths=(0, 2))
+    assert [b for b in every if b not in found] == [b for b in every if b.kind == "projection"]
 
 
 def test_a_sum_inside_every_block_does_not_repeat_and_blocks_inside_one_branch_do():
@@ -122,8 +124,9 @@ def test_a_sum_inside_every_block_does_not_repeat_and_blocks_inside_one_branch_d
     assert found == every[1:-1]
 
 
-def test_a_recurrence_is_no_residual_stack():
-    assert branches_of(zoo.Recurrent(2), zoo.ids()) == ()
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_a_recurrence_is_no_residual_stack(cell):
+    assert branches_of(zoo.Recurrent(cell, 2), zoo.ids()) == ()
 
 
 def test_shared_blocks_are_one_branch_each_time_they_run():
