@@ -111,6 +111,17 @@ class LayerScale(PreNorm):
         return x + self.mlp(self.norm2(x)) * self.gamma2
 
 
+class NormAfterTheBlock(PreNorm):
+    """Pre-norm branches, and one norm on the stream behind them (Conformer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(super().forward(x))
+
+
 class DeepNorm(PostNorm):
     """The stream is multiplied, not the branch."""
 

@@ -230,7 +230,8 @@ def _stream_norms(lineage: Lineage, adds: Sequence[_Add]) -> list[tuple[tuple[st
         if add is None or any(use.kind != "elementwise" for use in uses.values()):
             continue
         out, bias = _with_bias(lineage, op.outputs[0])
-        if (add.inside, out) in streams or not normed.isdisjoint(lineage.stream(add.skip)):
+        ends = (add.inside, add.result) not in streams and not normed.isdisjoint(lineage.stream(add.skip))
+        if (add.inside, out) in streams or ends:
             normed.add(out)
             found.append(((*uses, *bias), add))
     return found

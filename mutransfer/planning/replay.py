@@ -82,7 +82,7 @@ class Recording(Tracer):
             args, kwargs = tree_map(_lookup(values), (step.args, step.kwargs))
             if step.index is not None:
                 args = _multiplied(args, {at: c for (op, at), c in factors.items() if op == step.index})
-            with torch.set_grad_enabled(step.grad):
+            with torch.set_grad_enabled(step.grad), _float64_by_default():
                 out = _run(step.func, args, kwargs)
             values |= {id(old): new for old, new in zip(step.results, tensors_in((out,)), strict=True)}
         return [values[id(output)] for output in self.outputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,15 +69,17 @@ def _errors(subject: _Subject, branches: Sequence[Branch]) -> dict[int, float]:
     """All at once, which settles it where all are right; else each by itself."""
     groups = _sharing(branches)
     errors = subject.compare(groups)
-    if max(errors.values(), default=0.0) <= TOLERANCE:
+    if len(errors) == len(branches) and max(errors.values(), default=0.0) <= TOLERANCE:
         return errors
     return {number: error for group in groups for number, error in subject.compare([group]).items()}
 
 
 def _verdict(branch: Branch, error: float | None) -> Verdict:
-    if error is None:
+    if branch.ends_in_nonlinearity:
         why = f"it ends in {branch.blocked_by!r}, which a factor does not pass through"
-        return Verdict(branch, False, float("inf"), why)
+        return Verdict(branch, False, math.inf, why)
+    if error is None:
+        return Verdict(branch, False, math.inf, "nothing that the model returns moves with it")
     why = "" if error <= TOLERANCE else "its terminal times a factor is not the branch times that factor"
     return Verdict(branch, error <= TOLERANCE, error, why)
 
@@ -110,7 +113,10 @@ class _Subject:
         self.kwargs = {key: _double(value) for key, value in inputs.items()} if isinstance(inputs, Mapping) else {}
 
     def compare(self, groups: Sequence[Sequence[Branch]]) -> dict[int, float]:
-        """Branch -> the largest relative difference where all these branches have a factor, each group its own."""
+        """Branch -> the largest relative difference where all these branches have a factor, each group its own.
+
+        Those that nothing moves with are left out.
+        """
         factors = {b.number: 0.5 + (0.618 * i) % 0.4 for i, group in enumerate(groups) for b in group}
         folded = self._folded([b for group in groups for b in group], factors)
         recording = self._record(folded)
@@ -127,8 +133,8 @@ class _Subject:
         replayed = _gradients(recording, folded, {})
         error = _difference(replayed, explicit, self._chain(groups, factors))
         same = all(map(torch.allclose, replayed.outputs, recording.outputs))
-        error = error if same else float("inf")
-        return {n: error if self._moves(c, explicit) else float("inf") for n, c in multipliers.items()}
+        error = error if same else math.inf
+        return {n: error for n, c in multipliers.items() if self._moves(c, explicit)}
 
     def _folded(self, branches: Sequence[Branch], factors: Mapping[int, float]) -> dict[str, Tensor]:
         values = dict(self.values)
@@ -182,15 +188,15 @@ def _difference(folded: _Run, explicit: _Run, chain: Mapping[str, float]) -> flo
     errors = [_relative(a, b, 0.0) for a, b in zip(folded.outputs, explicit.outputs, strict=True)]
     floor = 1e-5 * explicit.largest
     errors += [_relative(g * chain.get(n, 1.0), explicit.gradients[n], floor) for n, g in folded.gradients.items()]
-    return max(errors, default=float("inf"))
+    return max(errors, default=math.inf)
 
 
 def _relative(found: Tensor, expected: Tensor, floor: float) -> float:
     if not found.numel():
         return 0.0
     error, scale = (found - expected).abs().max().item(), max(expected.abs().max().item(), floor)
-    if error != error:
-        return float("inf")
+    if math.isnan(error):
+        return math.inf
     return error / scale if error else 0.0
 
 

@@ -76,6 +76,7 @@ def test_norms_on_the_stream_are_those_of_post_norm_blocks_the_last_one_included
     expected = [f"blocks.{i}.{n}" for i in range(3) for n in ("norm1.weight", "norm1.bias", "norm2.weight")]
     for block in (zoo.PostNorm, zoo.DeepNorm):
         assert norms(block) == tuple(expected)
+    assert norms(zoo.NormAfterTheBlock) == tuple(f"blocks.{i}.out.{n}" for i in range(3) for n in ("weight", "bias"))
     for block in (zoo.PreNorm, zoo.Sandwich, zoo.Parallel, zoo.LayerScale):
         assert norms(block) == (), "a final norm behind pre-norm blocks is outside"
 

@@ -143,8 +143,10 @@ class Unread(nn.Module):
 def test_a_branch_that_moves_nothing_is_not_verified():
     inputs = (torch.randn(2, 3, zoo.WIDTH),)
     branches = find_branches(trace(Unread(), inputs))
-    assert branches
-    assert not any(verdict.verified for verdict in verify(Unread(), inputs, branches))
+    verdicts = verify(Unread(), inputs, branches)
+    assert verdicts
+    assert not any(verdict.verified for verdict in verdicts)
+    assert {verdict.why for verdict in verdicts} == {"nothing that the model returns moves with it"}
 
 
 def test_the_model_and_the_random_state_stay_as_they_are():
@@ -163,6 +165,21 @@ def test_a_model_without_values_is_refused():
     branches = in_blocks(model, inputs)
     with pytest.raises(RoleError, match="no values to verify"):
         verify(model.to("meta"), inputs, branches)
+
+
+class Masked(zoo.PreNorm):
+    """Asks for a number that float32 does not have, and for float32."""
+
+    def forward(self, x):
+        mask = torch.full(x.shape[:2], torch.finfo(x.dtype).min).to(torch.float32)
+        return x + self.mlp(self.norm2(x)) * mask.exp().add(1.0)[..., None]
+
+
+def test_precision_is_float64_whatever_is_asked_for():
+    model, inputs = stack(Masked)
+    verdicts = verify(model, inputs, in_blocks(model, inputs))
+    assert [verdict.verified for verdict in verdicts] == [True, True]
+    assert max(verdict.error for verdict in verdicts) < 1e-12
 
 
 class Overwrites(zoo.PreNorm):
