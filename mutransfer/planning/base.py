@@ -16,7 +16,7 @@ from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
 from mutransfer.planning.data import PlanData
 from mutransfer.planning.forward import Forward
-from mutransfer.planning.laws import Law, estimate, fits, parameters_of, read_defaults, read_laws
+from mutransfer.planning.laws import POOLED_REBUILDS, Law, estimate, fits, parameters_of, read_defaults, read_laws
 from mutransfer.planning.rebuild import Build, HeadScaling
 from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
 
@@ -106,7 +106,7 @@ def _rebuilt(
     dims = compare(model, base, probes)
     same = dict(model) == dict(base)
     base_laws = read_laws(make_base)
-    own_laws = base_laws if same else read_laws(make_model)
+    own_laws = base_laws if same else _exact(read_laws(make_model), base_laws, dims)
     if not need_laws:
         drawn_anew = {name for name, law in base_laws.items() if _off_zero(law) and not _is_vector(dims[name])}
         base_laws, own_laws = (
@@ -241,19 +241,14 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
 
 
 def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:
-    """The model's own law with its std as an exact power law from the base's.
-
-    Two models without a constructor show a std each, with noise; the laws in use are a constant, 1/sqrt(one
-    dimension's size), and Xavier's 1/sqrt(the sum of two).
+    """The model's own law with its std as an exact power law from the base's, where both were seen by values alone.
 
     Raises:
         ShapeError: no law, or more than one, fits within the noise.
     """
     if own.kind != "drawn" or base.kind != "drawn":
         return own
-    observed = math.log(own.std / base.std)
-    noise = 5 * math.sqrt(sum(0.5 / math.prod(s) for s in ([d.size for d in dims], [d.base for d in dims])))
-    fitting = [ratio for ratio in _candidates(dims) if abs(math.log(ratio) - observed) < noise]
+    fitting = _fitting(own, base, dims, draws=1)
     if len(fitting) != 1:
         found = "no usual law" if not fitting else "more than one law"
         raise ShapeError(
@@ -261,6 +256,25 @@ def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:
             f"{found} in width. Give factory= (a function from width to model), so that its init can be read."
         )
     return dataclasses.replace(own, std=base.std * fitting[0])
+
+
+def _exact(own: Laws, base: Laws, dims: Mapping[str, Sequence[Dim]]) -> Laws:
+    """Laws that were measured on rebuilt models, made exact where one usual law alone fits what was measured."""
+    exact = dict(own)
+    for name, law in own.items():
+        if law.measured and base[name].measured and law.kind == base[name].kind == "drawn":
+            fitting = _fitting(law, base[name], dims[name], draws=POOLED_REBUILDS)
+            if len(fitting) == 1:
+                exact[name] = dataclasses.replace(law, std=base[name].std * fitting[0])
+    return exact
+
+
+def _fitting(own: Law, base: Law, dims: Sequence[Dim], draws: int) -> list[float]:
+    """The ratios of stds within the noise of two measured ones; the laws in use are a constant, 1/sqrt(one dimension's
+    size), and Xavier's 1/sqrt(the sum of two)."""
+    observed = math.log(own.std / base.std)
+    noise = 5 * math.sqrt(sum(0.5 / (draws * math.prod(s)) for s in ([d.size for d in dims], [d.base for d in dims])))
+    return [ratio for ratio in _candidates(dims) if abs(math.log(ratio) - observed) < noise]
 
 
 def _candidates(dims: Sequence[Dim]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ PROPORTIONAL = {"mul", "div", "neg", "where", "masked_fill", "tril", "triu", "co
                  "repeat", "native_dropout", "_weight_norm_interface"} | COPIES | JOINS  # fmt: skip
 ADDITIVE = {"add", "sub", "where", "masked_fill", "index_put", "_index_put_impl", "index_add", "index_copy",
              "scatter", "masked_scatter", "slice_scatter", "select_scatter"} | COPIES | JOINS  # fmt: skip
+OVERWRITES = {"index_put", "_index_put_impl", "index_copy", "scatter", "masked_scatter", "copy", "fill"}
 PRODUCTS = {"mul", "div", "neg"} | COPIES
 SUMS = {"sum", "mean"}
 STATISTICS = {"linalg_vector_norm", "norm", "sum", "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max",
@@ -78,11 +80,12 @@ class Call:
     @property
     def elementwise(self) -> bool:
         resized = self.name.lstrip("_").startswith("upsample")  # positions for another image size
-        return self.known and (self.name in PROPORTIONAL or resized or torch.Tag.pointwise in self.func.tags)
+        usual = self.name in PROPORTIONAL or self.name == "_prelu_kernel" or torch.Tag.pointwise in self.func.tags
+        return self.known and (usual or resized)
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Every tensor in nested lists, tuples and mappings."""
+    """Every tensor in nested lists, tuples, mappings and dataclasses."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -90,6 +93,8 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
         elif isinstance(value, Mapping):
             yield from tensors_in(value.values())
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from tensors_in(vars(value).values())
 
 
 def address(tensor: Tensor) -> int:

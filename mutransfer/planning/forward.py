@@ -15,8 +15,11 @@ from typing import Any, Self
 
 from mutransfer.planning.graph import readers
 from mutransfer.planning.ops import VIEWS, Op, Trace
-from mutransfer.planning.sites import AttentionSite, attention_sites, scalar_of
+from mutransfer.planning.sites import AttentionSite, attention_sites, normalizes, scalar_of
 
+_WHOLE = {"mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm", "embedding", "index", "index_select", "mul",
+          "native_layer_norm", "_fused_rms_norm"}  # fmt: skip
+"""Ops of which the result is proportional to the parameters that they read, taken together."""
 _ROWS_TIMES_COLUMNS = {"mm": (0, 1), "bmm": (0, 2), "addmm": (1, 1), "baddbmm": (1, 2), "dot": (0, 0), "mv": (0, 1)}
 """Op -> the operand and its dimension that is summed over."""
 
@@ -48,11 +51,13 @@ class Correction:
     """A constant that differs between base and model, on what some parameters contribute.
 
     Attributes:
+        parameters: of which it multiplies all that they contribute in some op -> the index of that op; -1 where it
+            multiplies them before they are used.
         factor: what they carry to make up for it: the base's constant over the model's.
         why: in words.
     """
 
-    parameters: tuple[str, ...]
+    parameters: Mapping[str, int]
     factor: float
     why: str
 
@@ -112,48 +117,58 @@ def _correct(
     if source == "harmless":
         return
     words = f"{op.module!r} multiplies by {value:.4g}, the base by {at_base:.4g}"
-    if isinstance(source, tuple) and math.isfinite(value) and math.isfinite(at_base):
+    if isinstance(source, Mapping) and math.isfinite(value) and math.isfinite(at_base):
         corrections.append(Correction(source, at_base / value, f"makes up for a constant: {words}"))
     else:
         notes.append(f"{words}: this is no parameter's contribution alone, and is left as it is")
 
 
-def _contribution(trace: Trace, op: Op) -> tuple[str, ...] | str:
-    """The parameters of the op whose result alone is multiplied; "harmless" where a size is divided out again (a mean,
-    a norm), "" where neither can be seen."""
-    value = op.inputs[0]
-    while (producer := trace.producer(value)) is not None:
-        if len({id(reader) for reader in readers(trace, value)}) != 1:
+def _contribution(trace: Trace, op: Op) -> Mapping[str, int] | str:
+    """The parameters that what is multiplied is proportional to, all of it; "harmless" where a size is divided out
+    again (a mean, a norm), "" where neither can be seen."""
+    if op.parameters:
+        return "" if op.shifted else dict.fromkeys(op.parameters.values(), -1 if op.static else trace.index(op))
+    return _made_of(trace, op.inputs[0])
+
+
+def _made_of(trace: Trace, value: int) -> Mapping[str, int] | str:
+    producer = trace.producer(value)
+    if producer is None:
+        return "" if value in trace.given else "harmless"
+    if len({id(reader) for reader in readers(trace, value)}) != 1:
+        return ""
+    if producer.name in ("add", "add_", "sub", "cat"):
+        return _made_of_all(trace, producer)
+    if producer.parameters:
+        whole = producer.name in _WHOLE or "convolution" in producer.name
+        made = dict.fromkeys(producer.parameters.values(), trace.index(producer))
+        return "" if producer.shifted or not whole else made
+    if producer.static or producer.name in ("sum", "mean"):
+        return "harmless"
+    if producer.name in ("div", "mul") and normalizes(trace, producer):
+        return "harmless"
+    if producer.name not in VIEWS and not _masks(trace, producer):
+        return ""
+    return _made_of(trace, producer.inputs[0])
+
+
+def _made_of_all(trace: Trace, op: Op) -> Mapping[str, int] | str:
+    """Every summand must be made of parameters."""
+    held = dict.fromkeys(op.parameters.values(), trace.index(op))
+    reached = [value for value in op.inputs if _reached(trace, value)]
+    parts = [_made_of(trace, value) for value in reached]
+    if op.shifted or len(held) + len(reached) < len(op.inputs):
+        return ""
+    for part in parts:
+        if not isinstance(part, Mapping):
             return ""
-        if producer.parameters:
-            return "" if producer.shifted else tuple(dict.fromkeys(producer.parameters.values()))
-        if producer.static or producer.name in ("sum", "mean"):
-            return "harmless"
-        if producer.name in ("div", "mul") and _normalizes(trace, producer):
-            return "harmless"
-        if producer.name not in VIEWS and not _masks(trace, producer):
-            return ""
-        value = producer.inputs[0]
-    return "" if value in trace.given else "harmless"
+        held |= part
+    return held
 
 
 def _masks(trace: Trace, op: Op) -> bool:
     """Whether an activation meets entries that depend on no input and no parameter, as in dropout."""
     return op.name == "mul" and len(op.inputs) == 2 and not op.parameters and not _reached(trace, op.inputs[1])
-
-
-def _normalizes(trace: Trace, op: Op) -> bool:
-    """Whether an activation is divided by its own norm."""
-    if len(op.inputs) != 2:
-        return False
-    found, todo = False, [op.inputs[1]]
-    for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
-        producers = [p for v in todo if (p := trace.producer(v)) is not None]
-        found = found or any(p.name in ("linalg_vector_norm", "rsqrt", "norm", "mean", "sum") for p in producers)
-        todo = [v for p in producers for v in p.inputs]
-        if op.inputs[0] in todo:
-            return found
-    return False
 
 
 def _constants(trace: Trace, sites: Sequence[AttentionSite]) -> list[tuple[int, float]]:

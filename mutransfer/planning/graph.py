@@ -118,3 +118,21 @@ def exits(trace: Trace, growing: Collection[str]) -> frozenset[int]:
         if any(name in growing for name in op.parameters.values()):
             inner.update(op.inputs)
     return frozenset(last)
+
+
+def attention_biases(trace: Trace, growing: Collection[str]) -> frozenset[int]:
+    """Ops whose result enters a softmax, or the mask of a fused attention, before any wide contraction."""
+    biased: set[int] = set()
+    found: set[int] = set()
+    for index in range(len(trace.ops) - 1, -1, -1):
+        op = trace.ops[index]
+        if any(value in biased for value in op.outputs):
+            found.add(index)
+            product = op.name in ("bmm", "baddbmm", "mm", "addmm")
+            if not product and not any(name in growing for name in op.parameters.values()):
+                biased.update(op.inputs)
+        if op.name in ("_softmax", "softmax", "_safe_softmax"):
+            biased.update(op.inputs[:1])
+        elif op.name.startswith("_scaled_dot_product"):
+            biased.update(op.inputs[3:])
+    return frozenset(found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, MutransferError, RoleError
+from mutransfer.planning.generate import generate_inputs
 from mutransfer.planning.trace import trace
 
 TOKENS = 8
@@ -21,7 +23,8 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
     Args:
         model: any module.
         given: the user's example inputs (one tensor, a tuple of positional or a dict of keyword arguments), or None:
-            `model.example_inputs()` if it has that, else the first of a few guesses that its forward pass accepts.
+            `model.example_inputs()` if it has that, else what its config and signature ask for (ids, images, sound),
+            else the first of a few guesses that its forward pass accepts.
 
     Raises:
         ConfigError: what is given is none of these.
@@ -32,7 +35,7 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
     own = getattr(model, "example_inputs", None)
     if callable(own):
         return _as_arguments(own())
-    for guess in (*_dummies(model), *_guesses(model)):
+    for guess in (*_by_config(model), *_dummies(model), *_guesses(model)):
         try:
             trace(model, guess)
         except MutransferError:
@@ -55,6 +58,14 @@ def _as_arguments(given: Any) -> tuple[Any, ...] | dict[str, Any]:
         f"example_inputs= is of type {type(given).__name__}. Give a tensor, a tuple of positional or a dict of keyword "
         "arguments that the model's forward pass accepts."
     )
+
+
+def _by_config(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What a model with a config takes: all its towers' inputs, or where those are not accepted, text alone."""
+    if hasattr(getattr(model, "config", None), "to_dict"):
+        for whole in (True, False):
+            with suppress(RoleError):
+                yield generate_inputs(model, lambda given: trace(model, given), whole=whole)
 
 
 def _dummies(model: nn.Module) -> Iterator[dict[str, Any]]:

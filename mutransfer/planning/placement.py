@@ -95,16 +95,22 @@ class _Placer:
         self.result = Placement("explicit" if options.form == "explicit" else "folded")
 
     def place_correction(self, correction: Correction, roles: Mapping[str, Assignment]) -> None:
-        """Parameters carry the inverse of a constant; as a readout too, a tied one gives it back."""
-        shared = [name for name in correction.parameters if len(self.trace.uses[name]) > 1]
-        if self.options.init == "keep" or any(not roles[name].readouts for name in shared):
+        """Parameters carry the inverse of a constant. Of a tied tensor only the use that is multiplied does: its
+        readout through the multiplier there, its lookup through the tensor, which gives it back as a readout."""
+        uses = {name: len(self.trace.uses[name]) for name in correction.parameters}
+        shared = [n for n, op in correction.parameters.items() if uses[n] > 1 and (op < 0 or not roles[n].readouts)]
+        if self.options.init == "keep" or shared:
             reason = f"{shared[0]!r} is used elsewhere too" if shared else "values are kept"
             self.result.notes.append(f"not made up for ({reason}): {correction.why.partition(': ')[2]}")
             return
-        for name in correction.parameters:
+        for name, op in correction.parameters.items():
+            back = self.given_back.get(name, 1.0)
+            if any(use.op == op for use in roles[name].readouts):
+                self.given_back[name] = back * correction.factor
+                continue
             self.result.fold(name, correction.factor, correction.why)
             if roles[name].readouts:
-                self.given_back[name] = self.given_back.get(name, 1.0) / correction.factor
+                self.given_back[name] = back / correction.factor
 
     def place_own(self, name: str, role: Assignment, *, constant: bool) -> None:
         """A parameter's own multiplier; a tied tensor's as embedding cannot be folded, for it is a readout too."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mutransfer.errors import RoleError, nearest
-from mutransfer.planning.graph import entrances, exits
+from mutransfer.planning.graph import attention_biases, entrances, exits
 from mutransfer.planning.layout import Dims
 from mutransfer.planning.ops import Trace, Use
 from mutransfer.planning.sizes import Dim
@@ -60,17 +60,21 @@ def assign_roles(
     given = _given_roles(trace.uses, patterns)
     growing = {name for name in trace.uses if _growing(dims[name])}
     first, last = entrances(trace, growing), exits(trace, growing)
+    biases = attention_biases(trace, growing)
     assigned = {}
     for name, uses in trace.uses.items():
         forced = name in given
         own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses, strict)
-        assigned[name] = replace(own, outermost=_outermost(own.role, uses, first, last))
+        assigned[name] = replace(own, outermost=_outermost(own.role, uses, first, last, biases))
     return assigned
 
 
-def _outermost(role: Role, uses: Sequence[Use], first: Collection[int], last: Collection[int]) -> bool:
+def _outermost(
+    role: Role, uses: Sequence[Use], first: Collection[int], last: Collection[int], biases: Collection[int]
+) -> bool:
     if role is Role.INPUT:
-        return any(use.kind == "lookup" or use.additive or use.op in first for use in uses)
+        entering = (use for use in uses if use.op not in biases)
+        return any(use.kind == "lookup" or use.additive or use.op in first for use in entering)
     return any(use.op in last for use in uses)
 
 
@@ -96,13 +100,16 @@ def _proven(
         return _assignment(Role.SCALAR, own, _contracted(found), found, "no size of it grows with width")
     contractions = [use for use in found if use.kind == "contraction"]
     roles = {_role_of_contraction(use, growing) for use in contractions}
+    if None in roles or any(dim.grows and dim.size == 1 for dim in own):
+        found = [*found, Use("opaque")]
     looked_up = any(use.kind == "lookup" for use in found)
     if looked_up and roles == {Role.OUTPUT} and len(growing) == 1:
         why = "looked up by index, and contracted over the width as readout (tied)"
         return replace(_assignment(Role.INPUT, own, frozenset(), found, why), readouts=tuple(contractions))
     opaque = any(use.kind == "opaque" for use in found)
-    if len(roles) == 1 and not looked_up and not opaque:
-        return _assignment(next(iter(roles)), own, contractions[0].contracted, found, _why(contractions[0], growing))
+    role = next(iter(roles)) if len(roles) == 1 else None
+    if role is not None and not looked_up and not opaque:
+        return _assignment(role, own, contractions[0].contracted, found, _why(contractions[0], growing))
     if not roles and len(growing) == 1 and found and not opaque:
         return _assignment(_uncontracted(own, found), own, frozenset(), found, _why_uncontracted(looked_up))
     if not strict:
@@ -130,7 +137,7 @@ def _as_embedding(
     return replace(use, kind="opaque")
 
 
-def _role_of_contraction(use: Use, growing: Dims) -> Role:
+def _role_of_contraction(use: Use, growing: Dims) -> Role | None:
     into, out_of = growing & use.contracted, growing - use.contracted
     if into and out_of:
         return Role.HIDDEN
@@ -138,6 +145,8 @@ def _role_of_contraction(use: Use, growing: Dims) -> Role:
         return Role.OUTPUT
     if not out_of:
         return Role.SCALAR
+    if len(out_of - use.batch) > 1:
+        return None  # a weight mixed by an activation, say: what it contracts comes later
     return Role.VECTOR if out_of <= use.batch else Role.INPUT  # every channel by itself: a gain, not an embedding
 
 
@@ -205,6 +214,11 @@ def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignmen
 
 
 def _unproven(name: str, dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> str:
+    if any(dim.grows and dim.size == 1 for dim in dims):
+        return (
+            f"{name!r} has a growing dimension of size 1 at this width, which hides what the forward pass does with "
+            "it. Plan a wider model, or one with more heads or channels."
+        )
     shape = "x".join(str(dim.size) for dim in dims)
     axes = ", ".join(map(str, sorted(growing)))
     matrix = sum(dim.size > 1 for dim in dims) > 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mutransfer.planning.ops import VIEWS, Op, Trace
 
 _BETWEEN_LOGITS_AND_SOFTMAX = {"add", "add_", "masked_fill", "masked_fill_", "where", "tanh", "sub"} | VIEWS
+_PARTLY = ("where", "index_put", "index_put_")
 _SOFTMAX = ("_softmax", "softmax", "_safe_softmax")
 
 
@@ -103,7 +104,7 @@ def scalar_of(trace: Trace, op: Op) -> float | None:
     """What an op multiplies its one activation by, if that is all it does: a number, or nan for what no input of the
     model reaches and the trace does not know (a learned temperature)."""
     name = op.name.rstrip("_")
-    if name not in ("mul", "div") or op.static:
+    if name not in ("mul", "div") or (op.static and not op.parameters):
         return None
     if len(op.inputs) == 1 and len(op.scalars) == 1:
         return op.scalars[0] if name == "mul" else 1 / op.scalars[0]
@@ -139,6 +140,8 @@ def _sources(trace: Trace, value: int, known: dict[int, frozenset[str] | None]) 
 
 def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
     own = frozenset(op.parameters.values())
+    if own & op.shifted or (op.name in ("mul", "div") and normalizes(trace, op)) or op.name in _PARTLY:
+        return None  # a factor on 1 + w is none on w, a norm divides it out again
     rest = [v for i, v in enumerate(op.inputs) if i not in op.parameters]
     if op.name in ("add", "sub", "cat"):
         parts = [_sources(trace, v, known) for v in rest]
@@ -151,3 +154,17 @@ def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -
     if op.name in ("mul", "div") or op.name in VIEWS or op.name == "neg":
         return next((found for v in rest if (found := _sources(trace, v, known))), None)
     return None
+
+
+def normalizes(trace: Trace, op: Op) -> bool:
+    """Whether an activation is divided by its own norm."""
+    if len(op.inputs) != 2:
+        return False
+    found, todo = False, [op.inputs[1]]
+    for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
+        producers = [p for v in todo if (p := trace.producer(v)) is not None]
+        found = found or any(p.name in ("linalg_vector_norm", "rsqrt", "norm", "mean", "sum") for p in producers)
+        todo = [v for p in producers for v in p.inputs]
+        if op.inputs[0] in todo:
+            return found
+    return False

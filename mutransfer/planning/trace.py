@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -143,10 +144,21 @@ def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _run(model: nn.Module, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> Trace:
     tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
     given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
-    with _module_path(model, tracer.path), mode, tracer:
+    with _module_path(model, tracer.path), _cells_kept(model), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
-    results = frozenset(tracer.number(t) for t in tensors_in((_opened(out),)))
+    results = frozenset(tracer.number(t) for t in tensors_in((out,)))
     return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)
+
+
+@contextmanager
+def _cells_kept(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers hold their weights in a list as well, which a functional call leaves full of copies."""
+    cells = {module: list(module._flat_weights) for module in model.modules() if isinstance(module, nn.RNNBase)}
+    try:
+        yield
+    finally:
+        for module, weights in cells.items():
+            module._flat_weights = weights
 
 
 def _fake_parameter(tensor: Tensor) -> Tensor:
@@ -166,13 +178,13 @@ def _fake_inputs(value: Any) -> Any:
         return torch.empty(value.shape, dtype=value.dtype)
     if isinstance(value, Mapping):
         return {k: _fake_inputs(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_fake_inputs(v) for v in value))
     if isinstance(value, list | tuple):
         return type(value)(_fake_inputs(v) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{k: _fake_inputs(v) for k, v in vars(value).items()})
     return value
-
-
-def _opened(out: Any) -> Any:
-    return list(out.values()) if isinstance(out, Mapping) else out
 
 
 def _first_line(error: Exception | None) -> str:

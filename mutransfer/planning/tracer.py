@@ -23,6 +23,7 @@ from mutransfer.planning.calls import (
     JOINS,
     LOOKUPS,
     NORMS,
+    OVERWRITES,
     PRODUCTS,
     PROPORTIONAL,
     SHAPED_ALIKE,
@@ -115,7 +116,7 @@ class Tracer(TorchDispatchMode):
     def _record(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], known: bool
     ) -> None:
-        every = flat(args)
+        every = [*flat(args), *(v for k, v in kwargs.items() if isinstance(v, Tensor) and k != "out")]
         numbers = {i: number for i, value in enumerate(every) if (number := self._number(value)) is not None}
         held = {i: t for i, t in enumerate(every) if isinstance(t, Tensor) and i not in numbers}
         layouts = {i: found for i, t in held.items() if (found := self._held_by(t))}
@@ -148,7 +149,7 @@ class Tracer(TorchDispatchMode):
         self._follow_products(call)
         if static:
             self._follow_statistics(call)
-        if static and call.layouts and call.name in STATISTICS:
+        if call.name in SHAPED_ALIKE:
             return
         if static and call.layouts and call.elementwise:
             self._follow(call, numbered=bool(self.ops[-1].scalars))
@@ -171,6 +172,9 @@ class Tracer(TorchDispatchMode):
             return None
         with _disable_current_modes():
             return float(known)
+
+    def _is_activation(self, call: Call) -> bool:
+        return address(call.results[0]) in self._activations
 
     def _held_by(self, tensor: Tensor) -> tuple[Layout, ...]:
         """The parameters whose entries a tensor's storage holds."""
@@ -286,10 +290,12 @@ class Tracer(TorchDispatchMode):
     def _elementwise(self, call: Call, index: int) -> Use | None:
         name, tensor = call.name, call.held[index]
         depends = name in ("mul", "div") and sum(n > 1 for n in tensor.shape) > 1
-        if depends and tensor.shape == call.results[0].shape and address(call.results[0]) in self._activations:
+        if depends and tensor.shape == call.results[0].shape and self._is_activation(call):
             return None  # a weight that an input gates: what is summed later is no longer the parameter alone
         biased = name in CONTRACTIONS or "convolution" in name or name.startswith("_scaled_dot_product")
-        if biased or name in NORMS | PROPORTIONAL | ADDITIVE or torch.Tag.pointwise in call.func.tags:
+        if call.in_place and name in OVERWRITES and index == 0 and not self._is_activation(call):
+            return None  # a part of a weight is overwritten: what is summed later is no longer the parameter alone
+        if biased or name in NORMS | ADDITIVE or call.elementwise:
             additive = biased or name in ADDITIVE or (name in NORMS and index == 0)
             return replace(self._make("elementwise"), additive=additive)
         return None

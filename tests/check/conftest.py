@@ -53,7 +53,9 @@ def resnet(width: int) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def models() -> SimpleNamespace:
-    return SimpleNamespace(mlp=mlp, gpt=gpt, resnet=resnet, vectors=torch.randn(8, 8))
+    return SimpleNamespace(
+        mlp=mlp, gpt=gpt, resnet=resnet, vectors=torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    )
 
 
 @pytest.fixture(scope="session")

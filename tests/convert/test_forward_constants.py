@@ -219,6 +219,7 @@ def test_a_plan_with_measured_inits_is_the_same_under_every_seed_and_moves_no_ra
         assert random.getstate() == before[1]
         assert torch.equal(torch.get_rng_state(), before[2])
     assert plans[0].to_json() == plans[1].to_json()
+    assert plans[0]["1.weight"].init_factor == pytest.approx(1, rel=1e-12), "1/sqrt(fan-in) is the law it was drawn by"
 
 
 def test_an_embedding_with_a_padding_row_is_fresh_however_few_its_rows() -> None:

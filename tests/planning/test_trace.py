@@ -86,6 +86,12 @@ def test_a_tied_tensor_has_both_uses():
 
 
 def test_the_model_and_its_buffers_and_the_random_state_are_untouched():
+    cells = nn.LSTM(4, 4)
+    trace(cells, (torch.zeros(2, 4),))
+    assert all(
+        weight is getattr(cells, name)
+        for weight, name in zip(cells._flat_weights, cells._flat_weights_names, strict=True)
+    )
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
     before = {name: t.clone() for name, t in model.state_dict().items()}
     state = torch.get_rng_state()
