@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,17 +21,23 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def preflight(configs: Iterable[Mapping[str, Any]]) -> None:
-    """Builds and plans the smallest model of each kind and table, so that a mistake stops the sweep and no trial fails.
+    """Builds and plans the smallest model of each kind, so that a mistake stops the sweep and no trial fails.
 
     Raises:
         MutransferError: what the first trial of that kind would have failed with.
     """
-    smallest: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    smallest: dict[str, Mapping[str, Any]] = {}
     for config in sorted(configs, key=lambda config: int(config["model"]["width"]), reverse=True):
-        smallest[config["model"]["name"], config["parameterization"]["name"], config["optimizer"]["name"]] = config
+        smallest[_kind(config)] = config
     for config in smallest.values():
         find_device(config["device"])
         _trials.plan(config, _trials.model(config))
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """What a mistake may depend on: which model on which data, under which table for which optimizer."""
+    model, names = config["model"], [config[part]["name"] for part in ("parameterization", "optimizer")]
+    return json.dumps([model["name"], model.get("path"), config["data"], *names], sort_keys=True)
 
 
 def gpus(device: str) -> tuple[str, ...]:

@@ -113,6 +113,15 @@ def test_what_cannot_be_trained_stops_the_sweep_before_it_starts(overrides: list
         preflight(impossible)
 
 
+def test_every_data_set_of_a_sweep_is_held_against_the_model() -> None:
+    synthetic = ["data=synthetic", "data.batch_size=2", "train.eval_batches=1"]
+    mixed = expand(Composer("sweep"), ["model=gpt", "model.depth=1", *synthetic, "data.task=tokens,regression"]).configs
+    for order in (mixed, mixed[::-1]):
+        with pytest.raises(MutransferError, match="this data gives vectors"):
+            preflight(order)
+    preflight([config for config in mixed if config["data"]["task"] == "tokens"])
+
+
 def test_what_can_be_trained_passes_the_preflight() -> None:
     preflight(configs("model.width=32,64", "parameterization=mup,sp"))
 
