@@ -31,6 +31,7 @@ class Use:
         additive: elementwise, and added as a bias or a position is, not multiplied as a gain is.
         partner: the parameter that the contraction multiplies this one with, where no activation takes part.
         reached: the forward pass ran it; else it is what the layer would do.
+        nonlinear: the parameter went through a nonlinear function first, so a factor on it is none on the result.
     """
 
     kind: UseKind
@@ -41,6 +42,7 @@ class Use:
     additive: bool = False
     partner: str = ""
     reached: bool = True
+    nonlinear: bool = False
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _resolve(
         attention=attention.set,
         base_forward=own if options.init == "keep" else at_base,
         hyperparameters=options.hyperparameters.set_values(),
-        notes=(*attention.notes, *base_notes, *constant_notes, *placement.notes, *_notes(lines)),
+        notes=(*attention.notes, *base_notes, *constant_notes, *placement.notes, *_notes(lines, traced)),
     )
 
 
@@ -210,8 +210,19 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(others) for name, others in aliases.items()}
 
 
-def _notes(lines: tuple[ParamPlan, ...]) -> list[str]:
+def _notes(lines: tuple[ParamPlan, ...], traced: Trace) -> list[str]:
     notes = []
+    bent = [
+        line.name
+        for line in lines
+        if (line.init_factor, line.fold, line.multiplier) != (1.0, 1.0, 1.0)
+        and any(use.nonlinear for use in traced.uses[line.name])
+    ]
+    if bent:
+        notes.append(
+            f"{len(bent)} tensors go through a nonlinear function before they are used, which a factor on them does "
+            f"not pass: {', '.join(bent[:3])}"
+        )
     weighted = [line.name for line in lines if line.clip != 1.0]
     if weighted:
         notes.append(

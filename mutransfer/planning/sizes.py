@@ -122,6 +122,9 @@ class _KeepNumbers(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.tensor and args and isinstance(args[0], int | float) and kwargs.get("device") is None:
+        number = args[0] if args else None
+        if isinstance(number, list | tuple) and len(number) == 1:
+            number = number[0]
+        if func is torch.tensor and isinstance(number, int | float) and kwargs.get("device") is None:
             return func(*args, **{**kwargs, "device": "cpu"})
         return func(*args, **kwargs)

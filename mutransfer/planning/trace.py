@@ -132,7 +132,7 @@ def _on_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    numbers = {name: b.item() for name, b in model.named_buffers() if b.ndim == 0 and not b.is_meta}
+    numbers = {name: b.item() for name, b in model.named_buffers() if b.numel() == 1 and not b.is_meta}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         state = {name: _fake_parameter(p) for name, p in model.named_parameters()}
@@ -169,7 +169,7 @@ def _fake_parameter(tensor: Tensor) -> Tensor:
 def _fake_buffer(tensor: Tensor, number: bool | int | float | None) -> Tensor:
     """A single number keeps its value: it may be a softmax scale."""
     if number is not None:
-        return torch.tensor(number, dtype=tensor.dtype)
+        return torch.tensor(number, dtype=tensor.dtype).reshape(tensor.shape)
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 

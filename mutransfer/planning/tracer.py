@@ -161,11 +161,11 @@ class Tracer(TorchDispatchMode):
             self._use_all(call)
 
     def _number(self, value: Any) -> float | None:
-        """The number that an argument is: a Python number, or a tensor of no dimension whose value is known and that
+        """The number that an argument is: a Python number, or a tensor of one element whose value is known and that
         neither an input nor a parameter reaches."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if not isinstance(value, Tensor) or value.ndim or value.dtype == torch.bool or self._held_by(value):
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.dtype == torch.bool or self._held_by(value):
             return None
         known = getattr(value, "constant", None) if isinstance(value, FakeTensor) else value
         if known is None or known.is_meta or address(value) in self._activations:
@@ -273,8 +273,8 @@ class Tracer(TorchDispatchMode):
             own = use or self._make("opaque")
             if own.kind == "contraction":
                 own = self._contraction(call, index, layout) or self._make("opaque")
-            if own.additive and layout.form == "nonlinear":
-                own = replace(own, additive=False)
+            if layout.form == "nonlinear":
+                own = replace(own, additive=False, nonlinear=True)
             self._uses[layout.parameter].append(own)
 
     def _use(self, call: Call, index: int) -> Use | None:

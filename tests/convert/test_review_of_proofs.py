@@ -128,6 +128,26 @@ def test_a_weight_that_is_mixed_or_overwritten_before_it_contracts_is_refused(
         plan_of(head, lambda w: {"w": (3, w, w)})
 
 
+def test_a_factor_on_a_weight_that_is_squashed_is_listed() -> None:
+    squashed = plan_of(lambda m, h: functional.linear(h, torch.sign(m.w)), lambda w: {"w": (w, w)})
+    plain = plan_of(lambda m, h: functional.linear(h, m.w), lambda w: {"w": (w, w)})
+    assert any("nonlinear function" in note and "w" in note for note in squashed.notes)
+    assert not any("nonlinear function" in note for note in plain.notes)
+
+
+def test_a_constant_in_a_buffer_of_one_element_is_read() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(11, width), nn.Linear(width, 3)
+            self.register_buffer("root", torch.tensor([math.sqrt(width)]))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.out(self.embed(ids) * self.root)
+
+    assert mt.plan(Scaled(64), "mup", base=16, factory=Scaled, example_inputs=IDS)["embed.weight"].fold == 0.5
+
+
 def test_a_growing_size_of_one_hides_what_is_contracted_and_is_refused() -> None:
     def build(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(5, width), nn.Linear(width, width // 16), nn.Linear(width // 16, width))
