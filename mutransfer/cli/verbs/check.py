@@ -62,11 +62,13 @@ def _models(config: Mapping[str, Any]) -> dict[str, Any]:
     """What is checked: the config's model at any width, on the config's device, with a few tokens or its own data."""
     from mutransfer.sweep.trial import Trials, hyperparameters
     from mutransfer.train.device import find_device
+    from mutransfer.train.fit import check_fit
 
     trials, device = Trials(), find_device(config["device"])
     data = trials.data(config)
     given: dict[str, Any] = {"hyperparameters": hyperparameters(config["hp"])}
     if config["full_batch"]:
+        check_fit(trials.build(config, config["base"]), data, config)
         given |= {"batches": lambda seed: data.batch(0, seed=seed), "loss": data.loss}
     if config["model"]["name"] == "factory":
         given["example_inputs"] = data.batch(0, seed=0)[:1]

@@ -12,7 +12,7 @@ from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.command import sweep_command, train_command
 from mutransfer.cli.output import print_config, printable
 from mutransfer.cli.targets import check_target
-from mutransfer.errors import ConfigError, MutransferError, RunError
+from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord, read_json
 from mutransfer.sweep.compose import Composer, expand_numbers
 from mutransfer.sweep.store import Store
@@ -46,12 +46,7 @@ def run(composer: Composer, arguments: Arguments) -> int:
 def _records(run_dir: Path) -> list[TrialRecord]:
     """Read as from others: nothing is written to their disk, and a damaged record is named as such."""
     with Store.read_only(run_dir) as store:
-        try:
-            return store.records()
-        except MutransferError as error:
-            raise RunError(f"{store.path}: {error}") from None
-        except (TypeError, ValueError):
-            raise RunError(f"{store.path} holds a trial whose record is damaged: it is not JSON.") from None
+        return store.records()
 
 
 def _run_dir(words: Sequence[str]) -> Path:
