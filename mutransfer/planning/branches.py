@@ -166,7 +166,8 @@ def _projection(lineage: Lineage, index: int, op: Op) -> _Add | None:
 def _branch(lineage: Lineage, number: int, add: _Add, normed: bool) -> Branch:
     op = lineage.trace.ops[add.op]
     terminal = find_terminal(lineage, add.branch, frozenset(lineage.stream(add.skip)))
-    names = [*terminal.names, *unreached_siblings(terminal.names, lineage.trace)]
+    siblings = unreached_siblings(terminal.names, lineage.trace)
+    names = [*terminal.names, *(name for name in siblings if op.module and name.startswith(f"{op.module}."))]
     kind = "projection" if add.projected else _kind(terminal, normed)
     operand = op.inputs.index(add.branch)
     return Branch(

@@ -20,8 +20,7 @@ class Lineage:
         self._skips: dict[int, int] = {}
         self._behind: dict[int, int] = {}
         for op in trace.ops:
-            if not op.static:
-                self._follow(op)
+            self._follow(op)
         self._contractions = [
             i for i, uses in self.owners.items() if any(use.kind == "contraction" for use in uses.values())
         ]

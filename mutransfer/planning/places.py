@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.branches import Branch, stream_norms, unreached_siblings
@@ -16,26 +16,49 @@ def assign_places(trace: Trace, branches: Sequence[Branch], templates: Templates
     """Every parameter's place: outside, inner, terminal, or norm on the stream.
 
     Args:
-        trace: of the model.
+        trace: of the model, with what its layers declare for parameters that it does not reach.
         branches: those of it that repeat with depth.
         templates: of the model and a base of another depth.
 
     Raises:
-        RoleError: a terminal that is used inside a branch as well: it can hold no factor.
+        RoleError: a terminal that is used inside a branch as well, so that it can hold no factor; or a parameter of a
+            block that the traced inputs do not reach and that is more than a gain or bias nobody reads.
     """
-    places = dict.fromkeys(trace.uses, Place.OUTSIDE)
     inner = inner_parameters(trace, branches, templates)
+    norms = _of_blocks(stream_norms(trace, branches), trace, templates)
     terminals = {name: branch for branch in branches for name in branch.terminals}
-    norms = stream_norms(trace, branches)
     for name, branch in terminals.items():
         if name in inner or name in norms:
             raise RoleError(
                 f"{name!r} ends the residual branch that {branch.module!r} adds, and is used inside a branch or on the "
                 "stream too, so that it cannot take one depth rule. Untie the two, or use a table without depth rules."
             )
-    places |= dict.fromkeys(inner, Place.INNER)
-    places |= dict.fromkeys(norms, Place.STREAM_NORM)
-    return places | dict.fromkeys(terminals, Place.TERMINAL)
+    places = dict.fromkeys(trace.uses, Place.OUTSIDE) | dict.fromkeys(inner, Place.INNER)
+    places |= dict.fromkeys(norms, Place.STREAM_NORM) | dict.fromkeys(terminals, Place.TERMINAL)
+    return places | dict.fromkeys(_unread(places, trace, templates), Place.INNER)
+
+
+def _of_blocks(norms: Sequence[str], trace: Trace, templates: Templates) -> frozenset[str]:
+    """Norms of one template are all on the stream, the first block's too, though no branch has been added before it.
+    A final norm is in no block, and outside."""
+    known = {templates.of(name) for name in norms if templates.stack(name) is not None}
+    return frozenset(name for name in trace.uses if templates.of(name) in known)
+
+
+def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates) -> list[str]:
+    """Gains and biases of a block that nothing reads, which no rule changes; anything else there is refused."""
+    unreached = [
+        name
+        for name, uses in trace.uses.items()
+        if places[name] is Place.OUTSIDE and templates.stack(name) is not None and not any(u.reached for u in uses)
+    ]
+    for name in unreached:
+        if {use.kind for use in trace.uses[name]} != {"elementwise"}:
+            raise RoleError(
+                f"{name!r} stands in a block that repeats with depth, and the traced inputs do not reach it: its depth "
+                "rule cannot be told. Give example_inputs= that reach it, or use a table without depth rules."
+            )
+    return unreached
 
 
 def inner_parameters(trace: Trace, branches: Sequence[Branch], templates: Templates) -> frozenset[str]:
@@ -53,7 +76,8 @@ def inner_parameters(trace: Trace, branches: Sequence[Branch], templates: Templa
             used = () if index in ends else lineage.owners[index]
             found.update(name for name in used if begins or templates.stack(name) is not None)
     found -= norms
-    return frozenset(found | set(unreached_siblings(found, trace)))
+    blocks = {templates.block(name) for name in found}
+    return frozenset(found | {name for name in unreached_siblings(found, trace) if templates.block(name) in blocks})
 
 
 def _ops_inside(lineage: Lineage, branch: Branch) -> list[int]:

@@ -130,6 +130,20 @@ def test_a_recurrence_is_no_residual_stack(cell):
     assert branches_of(zoo.Recurrent(cell, 2), zoo.ids()) == ()
 
 
+class Skipping(zoo.Stack):
+    """Leaves its last block out, as layer dropping does."""
+
+    def forward(self, ids):
+        self.depth = len(self.blocks) - 1
+        return super().forward(ids)
+
+
+def test_a_block_that_did_not_run_ends_no_branch_of_another():
+    found = branches_of(Skipping(zoo.PreNorm, 3), zoo.ids())[1:]
+    assert len(found) == 4
+    assert all(name.startswith(f"{branch.module}.") for branch in found for name in branch.terminals)
+
+
 def test_shared_blocks_are_one_branch_each_time_they_run():
     found = branches_of(zoo.Stack(zoo.PostNorm, 3, shared=True), zoo.ids())[1:]
     assert [b.terminals for b in found] == [found[0].terminals, found[1].terminals] * 3

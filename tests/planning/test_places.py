@@ -10,6 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.branches import find_branches, repeating
+from mutransfer.planning.layers import with_declared_uses
 from mutransfer.planning.places import assign_places
 from mutransfer.planning.templates import Templates
 from mutransfer.planning.trace import trace
@@ -20,7 +21,7 @@ def places_by_name(build, inputs=None):
     base, model = build(2), build(4)
     inputs = zoo.ids() if inputs is None else inputs
     templates = Templates.between(dict(base.named_parameters()), dict(model.named_parameters()))
-    seen, traced = trace(base, inputs), trace(model, inputs)
+    seen, traced = trace(base, inputs), with_declared_uses(trace(model, inputs), model)
     found = assign_places(traced, repeating(find_branches(seen), find_branches(traced), templates), templates)
     return found, templates
 
@@ -132,6 +133,63 @@ class Plain(nn.Module):
 def test_a_tensor_that_is_terminal_and_inner_at_once_is_refused():
     with pytest.raises(RoleError, match=r"'blocks.0.attention.q.weight' ends the residual branch that 'blocks.0'"):
         places(lambda depth: zoo.Stack(BothWays, depth))
+
+
+class WithUnread(zoo.PreNorm):
+    """A layer that the forward pass does not run, or only a norm of that kind."""
+
+    def __init__(self, unread: nn.Module) -> None:
+        super().__init__()
+        self.unread = unread
+
+
+class UnreadLayer(WithUnread):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 8))
+
+
+class UnreadNorm(WithUnread):
+    def __init__(self) -> None:
+        super().__init__(nn.LayerNorm(8))
+
+
+def test_a_layer_of_a_block_that_the_inputs_do_not_reach_is_refused_and_a_gain_nobody_reads_is_not():
+    with pytest.raises(RoleError, match=r"'blocks.0.unread.weight' stands in a block .* do not reach it"):
+        places(lambda depth: zoo.Stack(UnreadLayer, depth))
+    assert places(lambda depth: zoo.Stack(UnreadNorm, depth))["blocks.*.unread.weight"] is Place.INNER
+
+
+class FirstNormed(nn.Module):
+    """Begins with a norm on the stream, so that the first block's follows no branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.mlp = nn.LayerNorm(8), zoo.Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x)
+        return x + self.mlp(x)
+
+
+def test_the_first_blocks_norm_on_the_stream_is_one_too_and_the_final_norm_is_outside():
+    found = places(lambda depth: zoo.Stack(FirstNormed, depth))
+    assert found["blocks.*.norm1.weight"] is Place.STREAM_NORM
+    assert found["norm.weight"] is Place.OUTSIDE
+
+
+class FixedPositions(nn.Module):
+    """Projects a constant, which no input reaches, as relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.mlp, self.relative = nn.LayerNorm(8), zoo.Mlp(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm1(x) * self.relative(torch.ones(5, 8, dtype=x.dtype)))
+
+
+def test_what_a_block_makes_of_a_constant_is_inner():
+    assert places(lambda depth: zoo.Stack(FixedPositions, depth))["blocks.*.relative.weight"] is Place.INNER
 
 
 def test_without_a_residual_sum_everything_is_outside():
