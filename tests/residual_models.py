@@ -186,6 +186,20 @@ class FusedGatedEnd(PreNorm):
         return x + functional.silu(gate) * up
 
 
+class WritesIntoViews(PreNorm):
+    """Writes every step into a part of a buffer that it reads as a whole (a scan)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = _linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, scanned = self.norm1(x), torch.zeros_like(x)
+        for t in range(x.shape[1]):
+            scanned[:, t] = torch.tanh(self.step(h[:, t]))
+        return x + self.mlp(scanned)
+
+
 class TanhEnd(PreNorm):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.tanh(self.mlp(self.norm1(x)))

@@ -92,11 +92,19 @@ def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Temp
 
     What is a part of another branch repeats only if that branch has more of them: a fixed inner sum of every block is
     part of the block, and scales with nothing. A sum with a projection can be told only where a block without one
-    follows, so that one which the shallower trace has none of is no new one.
+    follows, so that one which the shallower trace has none of is no new one. A block of another kind (a dense one
+    before those with experts) is one of its stack.
     """
     few, many = _most(shallow, templates), _most(deep, templates)
     known = [b for b in deep if b.kind != "projection" or _key(b, templates) in few]
-    return tuple(b for b in known if many[_key(b, templates)] > few.get(_key(b, templates), 0))
+    growing = [b for b in known if many[_key(b, templates)] > few.get(_key(b, templates), 0)]
+    stacks = {(_stack(b, templates), b.inside) for b in growing}
+    beside = [b for b in known if b.kind != "projection" and _stack(b, templates) is not None]
+    return tuple(b for b in deep if b in growing or (b in beside and (_stack(b, templates), b.inside) in stacks))
+
+
+def _stack(branch: Branch, templates: Templates) -> str | None:
+    return templates.stack(branch.terminals[0] if branch.terminals else branch.module)
 
 
 def _key(branch: Branch, templates: Templates) -> tuple[str, ...]:
@@ -144,8 +152,8 @@ def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
         stream = lineage.stream(skip)
         if not set(stream).isdisjoint(lineage.stream(branch)):
             return None  # two points of one stream
-        source = next((v for v in stream if v != branch and lineage.contractions(v, branch)), None)
-        if source is not None:
+        source = next((v for v in stream if lineage.descends(branch, v)), None)
+        if source is not None and lineage.contractions(source, branch):
             return _Add(index, op.outputs[0], skip, branch, source)
     return None
 

@@ -10,6 +10,8 @@ from mutransfer.planning.ops import VIEWS, Op, Trace, Use
 _ACTIVATIONS = {"relu", "gelu", "silu", "leaky_relu", "elu", "hardswish", "hardtanh", "mish", "threshold"}
 """Between two blocks the stream may pass through these (ResNets)."""
 
+_ALIASES = VIEWS - {"clone", "_to_copy", "contiguous", "index", "native_dropout"}
+
 
 class Lineage:
     """Ancestors of every activation of a trace. Activations are what an input of the model reaches."""
@@ -19,6 +21,7 @@ class Lineage:
         self.owners = _owners(trace)
         self._skips: dict[int, int] = {}
         self._behind: dict[int, int] = {}
+        self._roots: dict[int, int] = {}
         for op in trace.ops:
             self._follow(op)
         self._contractions = [
@@ -29,9 +32,19 @@ class Lineage:
         """Sets of values are the bits of one number: a trace has thousands."""
         behind = 0
         for value in op.inputs:
-            behind |= self._behind.get(value, 0) | 1 << value
+            behind |= self._behind.get(value, 0) | self._behind.get(self._roots.get(value, value), 0) | 1 << value
         for value in op.outputs:
             self._behind[value] = behind | 1 << value
+        self._write_through(op, behind)
+
+    def _write_through(self, op: Op, behind: int) -> None:
+        """What is written into a view is in the tensor that it is a view of, too."""
+        root = self._roots.get(op.inputs[0], op.inputs[0]) if op.inputs else -1
+        if op.name.rstrip("_") in _ALIASES:
+            self._roots |= dict.fromkeys(op.outputs, root)
+        elif op.name.endswith("_") and root in self._behind and root != op.inputs[0]:
+            self._behind[root] |= behind
+            self._roots |= dict.fromkeys(op.outputs, root)
 
     def is_activation(self, value: int) -> bool:
         producer = self.trace.producer(value)

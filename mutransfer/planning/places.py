@@ -35,7 +35,8 @@ def assign_places(trace: Trace, branches: Sequence[Branch], templates: Templates
             )
     places = dict.fromkeys(trace.uses, Place.OUTSIDE) | dict.fromkeys(inner, Place.INNER)
     places |= dict.fromkeys(norms, Place.STREAM_NORM) | dict.fromkeys(terminals, Place.TERMINAL)
-    return places | dict.fromkeys(_unread(places, trace, templates), Place.INNER)
+    places |= dict.fromkeys(_unread(places, trace, templates), Place.INNER)
+    return places
 
 
 def _of_blocks(norms: Sequence[str], trace: Trace, templates: Templates) -> frozenset[str]:
@@ -43,6 +44,20 @@ def _of_blocks(norms: Sequence[str], trace: Trace, templates: Templates) -> froz
     A final norm is in no block, and outside."""
     known = {templates.of(name) for name in norms if templates.stack(name) is not None}
     return frozenset(name for name in trace.uses if templates.of(name) in known)
+
+
+def unexplained(
+    places: Mapping[str, Place], trace: Trace, branches: Sequence[Branch], templates: Templates
+) -> tuple[str, ...]:
+    """Parameters outside that stand in a block which repeats, and in no branch at all: no rule is known for them.
+
+    Args:
+        branches: all of the trace, so that blocks which add to a projection are known.
+    """
+    in_branches = inner_parameters(trace, branches, templates).union(*(branch.terminals for branch in branches))
+    shortcuts = {templates.block(name) for b in branches if b.kind == "projection" for name in b.terminals}
+    outside = [name for name, place in places.items() if place is Place.OUTSIDE and name not in in_branches]
+    return tuple(n for n in outside if templates.stack(n) is not None and templates.block(n) not in shortcuts)
 
 
 def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates) -> list[str]:

@@ -22,7 +22,8 @@ class Stacks:
         templates: how the names of the two are read.
         counts: stack (the template of its blocks) -> number of blocks at the base and in the model.
         partners: parameter of the model -> the one of the base that it is compared with: of the same template, in a
-            block of the same kind, at the same index where there is one, else in the last such block.
+            block of the same kind, at the same index where there is one, else in the last such block. A block that only
+            lacks parameters which one of the base has is of that one's kind.
     """
 
     templates: Templates
@@ -112,8 +113,9 @@ def _partner(
     kind = _kind(path, blocks[path])
     if path in others and _kind(path, others[path]) == kind:
         return path
-    if kind in by_kind:
-        return by_kind[kind]
+    holding = [by_kind[known] for known in sorted(by_kind, key=len) if known >= kind]
+    if holding:
+        return holding[0]
     first = {_kind(at, members): i for i, (at, members) in reversed(list(enumerate(blocks.items(), 1)))}
     raise ShapeError(
         f"The base has no block like {path!r} ({_example(kind, by_kind)}), so nothing says how it is to be "
@@ -122,10 +124,9 @@ def _partner(
 
 
 def _example(kind: _Kind, known: Mapping[_Kind, str]) -> str:
-    """A parameter that no block of the base has, or one that they have and it lacks."""
-    theirs = frozenset().union(*known)
-    own = sorted(kind - theirs) or sorted(theirs - kind) or sorted(kind)
-    return f"with {own[0].removeprefix('.')!r}" if own[0] in kind else f"without {own[0].removeprefix('.')!r}"
+    """A parameter that no block of the base has beside the others."""
+    own = sorted(kind - frozenset().union(*known)) or sorted(kind)
+    return f"with {own[0].removeprefix('.')!r}"
 
 
 def _refuse_missing_outside(base: list[str], names: list[str], templates: Templates) -> None:

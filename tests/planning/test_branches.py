@@ -109,6 +109,19 @@ def test_what_repeats_is_what_grows_in_number():
     assert repeated(lambda depth: zoo.Stack(zoo.PreNorm, 3))[1] == ()
 
 
+class Uneven(zoo.Stack):
+    """The last block is another one than those before it."""
+
+    def __init__(self, depth):
+        super().__init__(zoo.PreNorm, depth)
+        self.blocks[-1] = zoo.GatedEnd()
+
+
+def test_a_block_of_another_kind_repeats_with_its_stack():
+    every, found = repeated(Uneven)
+    assert found == every[1:]
+
+
 def test_the_projections_of_a_resnet_do_not_repeat():
     every, found = repeated(zoo.ResNet)
     assert [b for b in every if b not in found] == [b for b in every if b.kind == "projection"]

@@ -11,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from mutransfer.errors import RoleError
 from mutransfer.planning.branches import find_branches, repeating
 from mutransfer.planning.layers import with_declared_uses
-from mutransfer.planning.places import assign_places
+from mutransfer.planning.places import assign_places, inner_parameters, unexplained
 from mutransfer.planning.templates import Templates
 from mutransfer.planning.trace import trace
 from mutransfer.rules.depth import Place
@@ -76,6 +76,37 @@ def test_o_and_down_are_inner_where_a_norm_or_a_layer_scale_follows(block, ends)
     found = places(lambda depth: zoo.Stack(block, depth))
     assert {n for n, p in found.items() if p is Place.TERMINAL} == {f"blocks.*.{end}" for end in ends}
     assert found["blocks.*.attention.o.weight"] is found["blocks.*.mlp.down.bias"] is Place.INNER
+
+
+def test_what_is_written_into_a_part_of_a_buffer_is_inside_the_branch_that_reads_all_of_it():
+    found = trace(zoo.Stack(zoo.WritesIntoViews, 2), zoo.ids())
+    templates = Templates.between(["blocks.0.x"], ["blocks.0.x", "blocks.1.x"])
+    inner = inner_parameters(found, find_branches(found)[1:], templates)
+    assert {f"blocks.{i}.{n}" for i in range(2) for n in ("step.weight", "norm1.bias", "mlp.up.weight")} <= inner
+
+
+class Fourier(nn.Module):
+    """Adds a mixture that has no parameter, with a norm behind it (FNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.mlp = nn.LayerNorm(8), zoo.Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + x.cumsum(1))
+        return x + self.mlp(x)
+
+
+@pytest.mark.parametrize(("build", "names"), [
+    (lambda depth: zoo.Stack(Fourier, depth), {f"blocks.{i}.norm1.{n}" for i in range(4) for n in ("weight", "bias")}),
+    (lambda depth: zoo.Stack(zoo.PreNorm, depth), set()),
+    (zoo.ResNet, set()),
+])  # fmt: skip
+def test_what_stands_in_a_repeated_block_and_in_no_branch_is_said(build, names):
+    inputs = zoo.images() if build is zoo.ResNet else zoo.ids()
+    found, templates = places_by_name(build, inputs)
+    traced = trace(build(4), inputs)
+    assert set(unexplained(found, traced, find_branches(traced), templates)) == names
 
 
 def test_every_expert_is_a_terminal_and_the_router_is_inner():

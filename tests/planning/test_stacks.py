@@ -70,10 +70,15 @@ def test_a_kind_of_block_that_the_base_lacks_is_refused_with_the_depth_that_has_
     compare_depths(decoder(4, dense=[0, 1, 2]), decoder(6, dense=[0, 1, 2]))
 
 
-def test_a_kind_that_lacks_a_parameter_is_another_kind():
-    model = [name for name in decoder(4) if name != "model.layers.2.norm"]
-    with pytest.raises(ShapeError, match=r"'model.layers.2' \(without 'norm'\).*at least 3 blocks"):
-        compare_depths(decoder(2), model)
+def test_a_block_that_only_lacks_a_parameter_is_of_the_others_kind():
+    """Relative positions are the first block's alone (T5)."""
+    partners = compare_depths(
+        [*decoder(2), "model.layers.0.positions"], [*decoder(4), "model.layers.0.positions"]
+    ).partners
+    assert partners["model.layers.0.positions"] == "model.layers.0.positions"
+    assert partners["model.layers.3.norm"] == "model.layers.1.norm"
+    short = [name for name in decoder(4) if name != "model.layers.2.norm"]
+    assert set(compare_depths(decoder(2), short).partners) == set(short)
 
 
 def test_a_parameter_outside_the_blocks_that_the_base_lacks_is_refused():
