@@ -113,7 +113,7 @@ def _correct(
     trace: Trace, op: Op, value: float, at_base: float, corrections: list[Correction], notes: list[str]
 ) -> None:
     """Finds the parameters whose contribution a differing constant multiplies."""
-    source = _contribution(trace, op)
+    source = _contribution(trace, op, value)
     if source == "harmless":
         return
     words = f"{op.module!r} multiplies by {value:.4g}, the base by {at_base:.4g}"
@@ -123,40 +123,48 @@ def _correct(
         notes.append(f"{words}: this is no parameter's contribution alone, and is left as it is")
 
 
-def _contribution(trace: Trace, op: Op) -> Mapping[str, int] | str:
-    """The parameters that what is multiplied is proportional to, all of it; "harmless" where a size is divided out
-    again (a mean, a norm), "" where neither can be seen."""
+def _contribution(trace: Trace, op: Op, factor: float) -> Mapping[str, int] | str:
+    """The parameters that what is multiplied is proportional to, all of it; "harmless" where the factor is the size
+    that a sum or a norm has gone over (1/n, or its root), "" where neither can be seen."""
     if op.parameters:
         return "" if op.shifted else dict.fromkeys(op.parameters.values(), -1 if op.static else trace.index(op))
-    return _made_of(trace, op.inputs[0])
+    return _made_of(trace, op.inputs[0], factor)
 
 
-def _made_of(trace: Trace, value: int) -> Mapping[str, int] | str:
+def _made_of(trace: Trace, value: int, factor: float) -> Mapping[str, int] | str:
     producer = trace.producer(value)
     if producer is None:
         return "" if value in trace.given else "harmless"
     if len({id(reader) for reader in readers(trace, value)}) != 1:
         return ""
     if producer.name in ("add", "add_", "sub", "cat"):
-        return _made_of_all(trace, producer)
+        return _made_of_all(trace, producer, factor)
     if producer.parameters:
         whole = producer.name in _WHOLE or "convolution" in producer.name
         made = dict.fromkeys(producer.parameters.values(), trace.index(producer))
         return "" if producer.shifted or not whole else made
-    if producer.static or producer.name in ("sum", "mean"):
+    if producer.static:
         return "harmless"
-    if producer.name in ("div", "mul") and normalizes(trace, producer):
-        return "harmless"
+    if producer.name == "sum":
+        return "harmless" if math.isclose(factor * _gone_over(producer.shapes[0], producer.result_shapes[0]), 1) else ""
+    if producer.name in ("div", "mul") and (kind := normalizes(trace, producer)):
+        own = _gone_over(*producer.shapes) if kind == "sum" else 1
+        return "harmless" if math.isclose(factor**2, own, rel_tol=1e-6) else ""
     if producer.name not in VIEWS and not _masks(trace, producer):
         return ""
-    return _made_of(trace, producer.inputs[0])
+    return _made_of(trace, producer.inputs[0], factor)
 
 
-def _made_of_all(trace: Trace, op: Op) -> Mapping[str, int] | str:
+def _gone_over(whole: Sequence[int], reduced: Sequence[int]) -> int:
+    """How many entries a sum or a norm is of; one that was expanded again is taken over the last dimension."""
+    return whole[-1] if tuple(whole) == tuple(reduced) else math.prod(whole) // max(1, math.prod(reduced))
+
+
+def _made_of_all(trace: Trace, op: Op, factor: float) -> Mapping[str, int] | str:
     """Every summand must be made of parameters."""
     held = dict.fromkeys(op.parameters.values(), trace.index(op))
     reached = [value for value in op.inputs if _reached(trace, value)]
-    parts = [_made_of(trace, value) for value in reached]
+    parts = [_made_of(trace, value, factor) for value in reached]
     if op.shifted or len(held) + len(reached) < len(op.inputs):
         return ""
     for part in parts:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from mutransfer.planning.ops import VIEWS, Op, Trace
 
 _BETWEEN_LOGITS_AND_SOFTMAX = {"add", "add_", "masked_fill", "masked_fill_", "where", "tanh", "sub"} | VIEWS
+_NORMALIZERS = {"linalg_vector_norm", "norm", "rsqrt", "sum"}
 _PARTLY = ("where", "index_put", "index_put_")
 _SOFTMAX = ("_softmax", "softmax", "_safe_softmax")
 
@@ -156,15 +158,16 @@ def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -
     return None
 
 
-def normalizes(trace: Trace, op: Op) -> bool:
-    """Whether an activation is divided by its own norm."""
+def normalizes(trace: Trace, op: Op) -> Literal["sum", "mean", ""]:
+    """Whether an activation is divided by its own norm: by the root of a sum of squares, or of their mean."""
     if len(op.inputs) != 2:
-        return False
-    found, todo = False, [op.inputs[1]]
+        return ""
+    names: set[str] = set()
+    todo = [op.inputs[1]]
     for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
         producers = [p for v in todo if (p := trace.producer(v)) is not None]
-        found = found or any(p.name in ("linalg_vector_norm", "rsqrt", "norm", "mean", "sum") for p in producers)
+        names |= {p.name for p in producers}
         todo = [v for p in producers for v in p.inputs]
         if op.inputs[0] in todo:
-            return found
-    return False
+            return "mean" if "mean" in names else "sum" if names & _NORMALIZERS else ""
+    return ""

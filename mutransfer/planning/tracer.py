@@ -80,6 +80,7 @@ class Tracer(TorchDispatchMode):
             for name, p in reversed(list(parameters.items()))  # tied names: the first one stands for all
         }
         self._activations = {address(t) for t in tensors_in((inputs,))}
+        self._draws_its_own = not self._activations  # a generator that is given a count: whatever it makes is an input
         self._statistics: dict[int, Mapping[str, frozenset[int]]] = {}
         self._dropped: set[tuple[str, int]] = set()
         self._products: dict[int, _Product] = {}
@@ -122,7 +123,8 @@ class Tracer(TorchDispatchMode):
         layouts = {i: found for i, t in held.items() if (found := self._held_by(t))}
         call = Call(func, args, held, layouts, results, known)
         valued = call.name not in SHAPED_ALIKE
-        static = not (valued and any(address(t) in self._activations for t in held.values()))
+        drawn = self._draws_its_own and not held
+        static = not drawn and not (valued and any(address(t) in self._activations for t in held.values()))
         self.ops.append(
             Op(
                 call.packet,

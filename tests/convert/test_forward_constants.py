@@ -92,6 +92,9 @@ HARMLESS = {
 HARMFUL = {
     "a width on a sum of two branches": lambda h, w: (h + h.flip(-1)) * w**0.5,
     "a width behind a nonlinearity": lambda h, w: torch.relu(h) * w,
+    "a width behind a mean over positions": lambda h, w: h.mean(1) * w**-0.5,
+    "another power of the width behind a norm": lambda h, w: functional.normalize(h, dim=-1) * w,
+    "a width behind a norm to one": lambda h, w: h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True)) * w**0.5,
 }
 
 

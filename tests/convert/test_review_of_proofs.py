@@ -148,6 +148,19 @@ def test_a_constant_in_a_buffer_of_one_element_is_read() -> None:
     assert mt.plan(Scaled(64), "mup", base=16, factory=Scaled, example_inputs=IDS)["embed.weight"].fold == 0.5
 
 
+def test_a_generator_that_draws_its_own_inputs_is_traced_as_if_they_were_given() -> None:
+    class Generator(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.v = nn.Linear(5, width), nn.Parameter(torch.randn(width))
+
+        def forward(self, count: int) -> Tensor:
+            return (torch.tanh(self.embed(torch.randn(count, 5))) * self.v).sum(-1)
+
+    plan = mt.plan(Generator(64), "mup", base=16, factory=Generator, example_inputs=(4,))
+    assert (plan["embed.weight"].role, plan["v"].role) == ("input", "output")
+
+
 def test_a_growing_size_of_one_hides_what_is_contracted_and_is_refused() -> None:
     def build(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(5, width), nn.Linear(width, width // 16), nn.Linear(width // 16, width))
