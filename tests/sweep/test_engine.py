@@ -116,7 +116,7 @@ def test_a_killed_driver_loses_at_most_what_was_in_flight(
 ) -> None:
     import json
 
-    monkeypatch.setenv("STUB_SECONDS", "0.15")
+    monkeypatch.setenv("STUB_SECONDS", "1")
     command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path / "run"), json.dumps(config())]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(stub()) >= 4)
@@ -125,6 +125,7 @@ def test_a_killed_driver_loses_at_most_what_was_in_flight(
     finished = losses(tmp_path / "run")
     assert 1 <= len(finished) < 8
     wait_until(lambda: not running(tmp_path / "run"))
+    monkeypatch.setenv("STUB_SECONDS", "0")
     subprocess.run(command, check=True)
     assert losses(tmp_path / "run") == {seed: seed / 8 for seed in range(8)}
     repeated = {seed for seed in range(8) if stub().count(seed) > 1}
