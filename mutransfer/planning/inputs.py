@@ -35,7 +35,9 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
     own = getattr(model, "example_inputs", None)
     if callable(own):
         return _as_arguments(own())
-    for guess in (*_by_config(model), *_dummies(model), *_guesses(model)):
+    for run in _by_config(model):
+        return run
+    for guess in (*_dummies(model), *_guesses(model)):
         try:
             trace(model, guess)
         except MutransferError:
@@ -61,7 +63,7 @@ def _as_arguments(given: Any) -> tuple[Any, ...] | dict[str, Any]:
 
 
 def _by_config(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """What a model with a config takes: all its towers' inputs, or where those are not accepted, text alone."""
+    """What a model with a config takes and was run on: all its towers' inputs, or where that fails, text alone."""
     if hasattr(getattr(model, "config", None), "to_dict"):
         for whole in (True, False):
             with suppress(RoleError):
