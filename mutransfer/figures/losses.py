@@ -30,7 +30,8 @@ HEADROOM = 0.4
 
 @dataclass(frozen=True)
 class Line:
-    """One size: log2 values, mean losses (inf: diverged), the seeds' losses at each value, and the optimum.
+    """One size: log2 values, mean losses (inf: diverged), the seeds' losses at each value (their own
+    level taken out), and the optimum.
 
     `bound` is "<=" or ">=" where that is only known to lie there or beyond.
     """
@@ -72,7 +73,7 @@ def _lines(one: Mapping[str, Any]) -> tuple[Line, ...]:
 def _line(size: str, curve: Mapping[str, Any], optimum: Mapping[str, Any]) -> Line:
     x = tuple(math.log2(value) for value in curve["lr"])
     mean = tuple(math.inf if value is None else float(value) for value in curve["mean"])
-    rows = [_row(row, curve["diverged"][seed]) for seed, row in curve["losses"].items()]
+    rows = [_row(row, curve["diverged"][seed], mean) for seed, row in curve["losses"].items()]
     seeds = tuple(tuple(v for v in column if v is not None) for column in zip(*rows, strict=True))
     middle = optimum["log2"]["value"]
     ends = (optimum["log2"][end] for end in ("low", "high"))
@@ -80,9 +81,16 @@ def _line(size: str, curve: Mapping[str, Any], optimum: Mapping[str, Any]) -> Li
     return Line(float(size), x, mean, seeds, (low, middle, high), float(optimum["loss"]), optimum.get("bound", ""))
 
 
-def _row(losses: Sequence[float | None], diverged: Sequence[bool]) -> list[float | None]:
-    """One seed's losses; None where it was not run."""
-    return [math.inf if lost else value for value, lost in zip(losses, diverged, strict=True)]
+def _row(losses: Sequence[float | None], diverged: Sequence[bool], mean: Sequence[float]) -> list[float | None]:
+    """One seed's losses, None where it was not run, without what the seed adds to all of them: as the mean has it,
+    which is over seeds that were not all run everywhere."""
+    pairs = zip(losses, diverged, mean, strict=True)
+    off = [value - at for value, lost, at in pairs if value is not None and not lost and math.isfinite(at)]
+    shift = sum(off) / len(off) if off else 0.0
+    return [
+        math.inf if lost else None if value is None else value - shift
+        for value, lost in zip(losses, diverged, strict=True)
+    ]
 
 
 def scale_of(panels: Sequence[Panel]) -> Scale:

@@ -74,7 +74,14 @@ def write_report(
 
 
 def _content(given: Given) -> Json | None:
-    return given if given is None or isinstance(given, Mapping) else given.to_json()
+    if given is None or isinstance(given, Mapping):
+        return given
+    if not hasattr(given, "to_json"):
+        raise RunError(
+            f"This is not the content of a transfer.json or check.json: it is a {type(given).__name__}, not a mapping. "
+            "Delete the file, or make it again."
+        )
+    return given.to_json()
 
 
 def _body(numbers: Mapping[str, Json | None], command: str, known: Json) -> tuple[list[Markup], dict[str, bytes]]:

@@ -263,6 +263,11 @@ class Store:
         cost = sum(row[2] for row in rows if row[0] not in ("pending", "running"))
         return Counts(**{row[0]: row[1] for row in rows}, share=cost / (sum(row[2] for row in rows) or 1.0))
 
+    def unfinished(self) -> int:
+        """Trials of any sweep that have no result yet."""
+        ((count,),) = self._read("SELECT COUNT(*) FROM run WHERE record IS NULL")
+        return int(count)
+
     def finished_keys(self, sweep: str) -> list[str]:
         """In the order in which they finished."""
         query = f"SELECT key FROM run WHERE record IS NOT NULL AND {_OF_SWEEP} ORDER BY finished"

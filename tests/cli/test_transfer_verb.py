@@ -268,3 +268,21 @@ def test_mistakes_get_one_sentence(words: list[str], message: str, capsys: pytes
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_trials_without_a_result_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"))
+    with Store.create(Path("run")) as store:
+        store.add("more", points_of(["model.width=32", "optimizer.lr=0.5,0.25", "seed=0", "model.depth=3"]))
+    main(["transfer", "run"])
+    assert "2 trials are unfinished and not counted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("foreign", ["[]", '"x"', "3"])
+def test_a_check_json_that_is_no_check_costs_the_report_and_not_the_verdict(
+    foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(Path("run"), "parameterization=mup")
+    Path("run/check.json").write_text(foreign)
+    assert main(["transfer", "run"]) == 0
+    assert "the report is not written" in capsys.readouterr().err

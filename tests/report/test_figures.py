@@ -140,3 +140,17 @@ def test_the_ramp_is_told_apart_by_lightness_alone(colours):
 def test_categories_are_readable_on_their_ground():
     assert all((1.05) / (luminance(c) + 0.05) > 3 for c in CATEGORIES)
     assert all((luminance(c) + 0.05) / (luminance("#171b21") + 0.05) > 4.5 for c in CATEGORIES_DARK)
+
+
+def test_the_bars_lie_around_the_mean_also_where_a_seed_was_not_run_everywhere():
+    """Seed 2 is 0.1 above the others and was run at one value: the mean has its level taken out, and so have the bars."""
+    curve = {
+        "lr": [0.25, 0.5],
+        "mean": [2.1 + 0.1 / 3, 2.0 + 0.1 / 3],
+        "losses": {"0": [2.1, 2.0], "1": [2.1, 2.0], "2": [None, 2.1]},
+        "diverged": {seed: [False, False] for seed in "012"},
+    }
+    optimum = {"log2": {"value": -1.0, "low": -1.1, "high": -0.9}, "loss": 2.0}
+    line = losses._line("32", curve, optimum)
+    for mean, seeds in zip(line.mean, line.seeds, strict=True):
+        assert min(seeds) - 1e-9 <= mean <= max(seeds) + 1e-9

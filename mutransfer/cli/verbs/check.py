@@ -67,8 +67,8 @@ def _models(config: Mapping[str, Any]) -> dict[str, Any]:
     trials, device = Trials(), find_device(config["device"])
     data = trials.data(config)
     given: dict[str, Any] = {"hyperparameters": hyperparameters(config["hp"])}
+    check_fit(trials.build(config, config["base"]), data, config)
     if config["full_batch"]:
-        check_fit(trials.build(config, config["base"]), data, config)
         given |= {"batches": lambda seed: data.batch(0, seed=seed), "loss": data.loss}
     if config["model"]["name"] == "factory":
         given["example_inputs"] = data.batch(0, seed=0)[:1]

@@ -46,7 +46,11 @@ def run(composer: Composer, arguments: Arguments) -> int:
 def _records(run_dir: Path) -> list[TrialRecord]:
     """Read as from others: nothing is written to their disk, and a damaged record is named as such."""
     with Store.read_only(run_dir) as store:
-        return store.records()
+        records, missing = store.records(), store.unfinished()
+    if missing:
+        trials = "1 trial is" if missing == 1 else f"{missing} trials are"
+        print(f"{trials} unfinished and not counted: run the same sweep again to finish.", file=sys.stderr)
+    return records
 
 
 def _run_dir(words: Sequence[str]) -> Path:
