@@ -287,3 +287,13 @@ def test_a_base_that_cannot_be_built_is_named(capsys: pytest.CaptureFixture[str]
     mine = ["explain", "model=factory", "model.path=odd:make", "data=digits", "model.width=64"]
     assert main([*mine, "base=40"]) == 2
     assert "cannot be built at base=40: model.path=odd:make failed at width=40" in capsys.readouterr().err
+
+
+def test_a_check_of_a_model_that_does_not_take_the_data_is_refused_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("vectors.py").write_text("from torch import nn\n\n\ndef make(width):\n    return nn.Linear(8, width)\n")
+    assert main(["check", "model=factory", "model.path=vectors:make", "widths=[32,64,128]"]) == 2
+    error = capsys.readouterr().err
+    assert "do not fit" in error
+    assert error.count("\n") == 1
