@@ -23,7 +23,8 @@ Points = Callable[[int], list[Point]]
 Started = Callable[[], list[int]]
 
 DRIVER = """
-    import json, sys
+    import json, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run as a background job
     from mutransfer.sweep.engine import LocalEngine
     from mutransfer.sweep.key import Point
     from mutransfer.sweep.store import Store
