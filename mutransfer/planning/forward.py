@@ -117,7 +117,7 @@ def _correct(
     if source == "harmless":
         return
     words = f"{op.module!r} multiplies by {value:.4g}, the base by {at_base:.4g}"
-    if isinstance(source, Mapping) and math.isfinite(value) and math.isfinite(at_base):
+    if isinstance(source, Mapping) and value and at_base:
         corrections.append(Correction(source, at_base / value, f"makes up for a constant: {words}"))
     else:
         notes.append(f"{words}: this is no parameter's contribution alone, and is left as it is")
@@ -157,7 +157,7 @@ def _made_of(trace: Trace, value: int, factor: float) -> Mapping[str, int] | str
 
 def _gone_over(whole: Sequence[int], reduced: Sequence[int]) -> int:
     """How many entries a sum or a norm is of; one that was expanded again is taken over the last dimension."""
-    return whole[-1] if tuple(whole) == tuple(reduced) else math.prod(whole) // max(1, math.prod(reduced))
+    return math.prod(whole[-1:]) if tuple(whole) == tuple(reduced) else math.prod(whole) // max(1, math.prod(reduced))
 
 
 def _made_of_all(trace: Trace, op: Op, factor: float) -> Mapping[str, int] | str:

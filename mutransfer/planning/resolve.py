@@ -56,7 +56,7 @@ def _resolve(
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
     own = forward_of(traced)
     at_base, base_notes = _forward_at_base(known, inputs, own)
-    attention = _attention(model, traced, inputs, at_base, options)
+    attention = _attention(model, traced, inputs, own, at_base, options)
     corrections, constant_notes = compare_forward(traced, at_base)
     placement = place_multipliers(model, traced, roles, known.laws, options, attention.query_folds, corrections)
     aliases = _aliases(model)
@@ -94,16 +94,17 @@ def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
             )
 
 
-def _attention(model: nn.Module, traced: Trace, inputs: Any, at_base: Forward, options: Options) -> AttentionResult:
+def _attention(
+    model: nn.Module, traced: Trace, inputs: Any, own: Forward, at_base: Forward, options: Options
+) -> AttentionResult:
     mult = options.hyperparameters.attn_mult
     if options.init != "keep":
         return plan_attention(
             model, traced, lambda: trace(model, inputs), at_base.scales, options.table.attention, mult
         )
-    own = forward_of(traced).scales
-    if own and mult != 1.0:
+    if own.scales and mult != 1.0:
         raise ConfigError("attn_mult would change the function of a model whose values are kept (init='keep').")
-    return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own else ())
+    return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own.scales else ())
 
 
 def _forward_at_base(known: Base, inputs: Any, own: Forward) -> tuple[Forward, tuple[str, ...]]:

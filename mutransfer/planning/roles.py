@@ -128,7 +128,9 @@ def _as_embedding(
     rows of an embedding are; two parameters whose product makes a weight are neither, and proven for nothing."""
     if not use.partner:
         return use
-    theirs = next(other for other in uses[use.partner] if other.op == use.op)
+    theirs = next((other for other in uses[use.partner] if other.op == use.op), None)
+    if theirs is None:
+        return replace(use, kind="opaque")
     pair = (_role_of_contraction(use, growing), _role_of_contraction(theirs, _growing(dims[use.partner])))
     if pair[1] == Role.HIDDEN and pair[0] in (Role.OUTPUT, Role.SCALAR):
         return replace(use, kind="elementwise", additive=True, contracted=frozenset(), batch=frozenset())

@@ -109,7 +109,8 @@ def scalar_of(trace: Trace, op: Op) -> float | None:
     if name not in ("mul", "div") or (op.static and not op.parameters):
         return None
     if len(op.inputs) == 1 and len(op.scalars) == 1:
-        return op.scalars[0] if name == "mul" else 1 / op.scalars[0]
+        (number,) = op.scalars
+        return number if name == "mul" else 1 / number if number else math.inf
     if len(op.inputs) == 2 and math.prod(op.shapes[1]) < math.prod(op.result_shapes[0]):
         temperature = trace.producer(op.inputs[1])
         known = op.parameters or (temperature is not None and temperature.static)

@@ -258,8 +258,8 @@ class Tracer(TorchDispatchMode):
                     batch = product.shared[layout.parameter] - summed
                     self._summed.append((product, layout.parameter, self._make("contraction", summed, batch)))
             if call.name in PRODUCTS and call.results[0].shape == t.shape:
-                moved = tuple(Layout.of(p.parameter, call.results[0], p.label(t)) for p in product.layouts)
-                self._products[address(call.results[0])] = _Product(moved, product.shared, product)
+                copies = tuple(Layout.of(p.parameter, call.results[0], p.label(t)) for p in product.layouts)
+                self._products[address(call.results[0])] = _Product(copies, product.shared, product)
 
     def _use_all(self, call: Call) -> None:
         for i in call.layouts:

@@ -154,6 +154,18 @@ class Attention(nn.Module):
         return self.out(torch.softmax(self.q(h) @ self.k(h).mT * self.scale(self), -1) @ h)
 
 
+@pytest.mark.parametrize("number", [lambda w: 0.0, lambda w: w - 16.0])
+def test_a_constant_of_zero_is_no_factor_that_can_be_made_up_for(number: Callable[[int], float]) -> None:
+    plan = mt.plan(
+        build(number, lambda w: 1.0, tied=False)(64),
+        "mup",
+        base=16,
+        factory=build(number, lambda w: 1.0, tied=False),
+        example_inputs=IDS,
+    )
+    assert plan["embed.weight"].fold == 1
+
+
 def test_a_softmax_scale_in_a_buffer_is_read_and_carried_by_the_queries() -> None:
     """muP's scale at four times the head_dim is a quarter of the base's, where the model itself has half."""
     for scale in (lambda m: m.root, lambda m: torch.rsqrt(torch.tensor(float(m.width)))):
