@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mutransfer.cli.progress import SweepProgress, best_table, describe, power
+from mutransfer.cli.progress import SweepProgress
+from mutransfer.cli.summary import best_table, describe, power, title, varying
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.store import Counts
 
@@ -73,6 +74,25 @@ def test_a_mean_over_the_seeds_that_survived_says_how_many() -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(best_table(lost))
     assert shown(console).splitlines()[1].split() == ["mup", "32", "lr", "2^-6", "1.0000", "1", "of", "2", "3"]
+
+
+def test_a_seed_that_failed_is_counted_among_the_seeds() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(best_table([record(seed=0, loss=1.0), record(seed=1, loss=None, status="failed")]))
+    assert shown(console).splitlines()[1].split() == ["mup", "32", "lr", "2^-6", "1.0000", "1", "of", "2", "2"]
+
+
+def test_a_size_where_nothing_survived_has_its_line() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(best_table([record(loss=None, status="diverged"), record(width=64)]))
+    assert [line.split()[1:3] for line in shown(console).splitlines()[1:]] == [["32", "none"], ["64", "lr"]]
+
+
+def test_a_trial_is_named_by_what_sets_it_apart() -> None:
+    shallow, deep = record(), record(seed=1)
+    shallow.config["model"]["depth"], deep.config["model"]["depth"] = 2, 4
+    assert title(deep, varying([shallow, deep])) == "mup width 32, lr 2^-6, model.depth=4, hp.lr.input=8, seed 1"
+    assert "depth" not in title(deep, varying([deep, deep]))
 
 
 def test_a_loss_beyond_measure_is_short() -> None:

@@ -224,10 +224,10 @@ def test_a_sweep_with_failed_trials_exits_with_1_and_says_why(
         return [TrialRecord(key=p.key, config=p.config, status="failed", error="no luck") for p in points]
 
     monkeypatch.setattr(LocalEngine, "run", planted)
-    assert main(["sweep", "model.width=32", *TINY]) == 1
+    assert main(["sweep", "model.width=32", *TINY, "train.steps=4,8", "seed=7"]) == 1
     text = capsys.readouterr().out
-    assert "failed: no luck" in text
-    assert "\n1 trial failed. Add" in text
+    assert "\nfailed: mup width 32, lr 2^-6, train.steps=8, seed 7: no luck\n" in text
+    assert "\n2 trials failed. Add" in text
     assert "engine.retry_failed=true" in text
 
 

@@ -13,7 +13,8 @@ from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, log_record, make_logger
 from mutransfer.cli.output import counted, print_config
-from mutransfer.cli.progress import SweepProgress, best_table
+from mutransfer.cli.progress import SweepProgress
+from mutransfer.cli.summary import best_table, title, varying
 from mutransfer.records import TrialRecord, write_json
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.engine import LocalEngine
@@ -61,8 +62,10 @@ def _report(records: Sequence[TrialRecord], run_dir: Path) -> int:
     console = Console()
     console.print(best_table(records))
     failed = {record.key: record for record in records if record.status == "failed"}
+    several = varying(records)
     for record in list(failed.values())[:5]:
-        console.print(f"failed: {record.error}", markup=False, highlight=False)
+        line = f"failed: {title(record, several)}: {record.error}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         again = "Add engine.retry_failed=true to try again."
         console.print(f"{counted(len(failed), 'trial')} failed. {again}", highlight=False)

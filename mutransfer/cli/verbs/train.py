@@ -10,7 +10,8 @@ from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, make_logger
 from mutransfer.cli.output import print_config
-from mutransfer.cli.progress import describe, progress_bar
+from mutransfer.cli.progress import progress_bar
+from mutransfer.cli.summary import describe
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord, check_writable, read_json, write_json
 from mutransfer.sweep.compose import Composer
