@@ -20,6 +20,7 @@ from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord
 from mutransfer.sweep.key import Point, sweep_id
 from mutransfer.sweep.processes import worker_name
+from mutransfer.sweep.sqlite import has_room, no_room
 from mutransfer.sweep.store import Counts, Store
 from mutransfer.sweep.worker import EXIT_STORE
 
@@ -180,6 +181,7 @@ class _Worker:
         code = self._process.poll()
         if code is None or code == 0:
             return
+        self._refuse_full_device()  # there a worker cannot even say in its log what has ended it
         if code == EXIT_STORE:
             raise RunError(self._last_line())
         keys = store.crashed(self.name)
@@ -222,7 +224,13 @@ class _Worker:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             return self.log.open("ab")
         except OSError as error:
+            self._refuse_full_device()
             raise RunError(f"Cannot write {self.log}: {error.strerror}. Choose another run_dir.") from None
+
+    def _refuse_full_device(self) -> None:
+        run_dir = self.log.parents[1]
+        if not has_room(run_dir):
+            raise RunError(no_room(run_dir))
 
     def _last_line(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

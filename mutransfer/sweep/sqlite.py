@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mutransfer.errors import RunError
+from mutransfer.records import PROBE_BYTES
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -62,12 +65,29 @@ def readable_errors(path: Path) -> Iterator[None]:
 
 def _explain(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
-    if "full" in text:
-        return (
-            f"The disk that holds {path} is full. Free some space and rerun the same command: nothing finished is lost."
-        )
+    if "full" in text or not has_room(path.parent):  # without room for its index, SQLite only says "disk I/O error"
+        return no_room(path.parent)
     if "readonly" in text or "unable to open" in text:
         return f"No permission to read or write {path}. Choose another run_dir, or change its permissions."
     if "not a database" in text or "malformed" in text:
         return f"{path} is damaged or not a sweep store ({text}). Move it away and run the sweep again."
     return f"{path} cannot be used: {text}. It must lie on a local disk."
+
+
+def has_room(folder: Path) -> bool:
+    """False only where the device that holds the folder is full, or its user's share of it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
+
+
+def no_room(run_dir: Path) -> str:
+    """The sentence for a sweep that a full device has ended."""
+    return (
+        f"No space is left on the device that holds {run_dir}. "
+        "Free some space and run the same command again: finished trials are kept."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -163,12 +164,27 @@ def test_a_worker_that_cannot_start_ends_the_sweep_with_its_reason(tmp_path: Pat
         LocalEngine(workers=1, trial="no_such_module:factory").run(points(1), store)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_worker_that_dies_on_a_full_disk_is_not_to_blame(
+    number: int, tmp_path: Path, points: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("mutransfer.sweep.sqlite.tempfile.TemporaryFile", refuse)
+    said = (
+        "cannot start" if number == errno.EIO else "No space is left .*run.*Free some space.*finished trials are kept"
+    )
+    with Store.create(tmp_path / "run") as store, pytest.raises(RunError, match=said):
+        LocalEngine(workers=1, trial="no_such_module:factory").run(points(1), store)
+
+
 def test_a_full_disk_ends_the_sweep_and_keeps_what_has_finished(tmp_path: Path, points: Points, stub: Started) -> None:
     with Store.create(tmp_path / "run") as store:
         LocalEngine(workers=1, trial=TRIAL).run(points(1), store)
         (pages,) = store._read("PRAGMA page_count")[0]
         store._read(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(RunError, match=r"is full\. Free some space and rerun"):
+        with pytest.raises(RunError, match=r"No space is left on the device that holds .*run the same command again"):
             LocalEngine(workers=1, trial=TRIAL).run(points(200), store)
     assert losses(tmp_path / "run") == {0: 0.0}
 

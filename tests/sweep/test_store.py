@@ -208,7 +208,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Poin
         store.add("sweep", points(1))
         (pages,) = store._read("PRAGMA page_count")[0]
         store._read(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(RunError, match="is full"):
+        with pytest.raises(RunError, match="No space is left"):
             store.add("sweep", points(300))
         assert store.counts("sweep").total == 1
 
