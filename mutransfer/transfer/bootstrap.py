@@ -39,14 +39,18 @@ def _finite(value: float | None) -> float | None:
 
 
 def interval(value: float, draws: Array | None, level: float, reason: str | None = None) -> Interval:
-    """The central interval of the draws; without draws only the value, and why."""
+    """The central interval of the draws, stretched to the value; without draws only the value, and why.
+
+    What is no smooth function of the losses, such as a regret that cannot be below 0, is resampled around another
+    number than was measured; an interval without its own estimate would claim that the measurement is impossible.
+    """
     if draws is None:
         return Interval(float(value), reason=reason)
     known = draws[~np.isnan(draws)]
     if len(known) < len(draws) / 2:
         return Interval(float(value), reason="the resampled curves mostly have no such number")
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return Interval(float(value), float(low), float(high), reason)
+    return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)), reason)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mutransfer.transfer.bootstrap import Noise
 from mutransfer.transfer.curves import Curve
-from mutransfer.transfer.valley import Array, bottoms, interpolate
+from mutransfer.transfer.valley import Array, curvatures, interpolate, positions
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Bottoms:
 
     Attributes:
         position: log2 of the best value.
-        curvature: relative loss lost by missing it by one octave.
+        curvature: relative loss lost by missing the measured best value by one octave.
         loss: interpolated there.
         regret: at the largest size, relative loss at the smallest size's position over that at its own, minus 1, which
             noise may take below 0; nan outside the tried values.
@@ -48,19 +48,22 @@ class Fit:
 
 
 def fit(curves: Sequence[Curve], level: float, draws: int, rng: np.random.Generator) -> Fit:
-    measured = _bottoms(curves, [curve.mean[curve.usable] for curve in curves])
+    means = [curve.mean[curve.usable] for curve in curves]
+    best = positions([curve.valley for curve in curves], means)
+    measured = _bottoms(curves, means, best)
     noise = Noise.pooled(curves, level)
     if noise is None:
         return Fit(curves, measured, None)
-    return Fit(curves, measured, _bottoms(curves, [noise.around(curve, draws, rng) for curve in curves]))
+    return Fit(curves, measured, _bottoms(curves, [noise.around(curve, draws, rng) for curve in curves], best))
 
 
-def _bottoms(curves: Sequence[Curve], losses: Sequence[Array]) -> Bottoms:
-    found = bottoms([curve.valley for curve in curves], losses)
-    position = np.stack([at for at, _ in found], axis=-1)
-    each = zip(curves, losses, found, strict=True)
-    loss = np.stack([interpolate(curve.valley.x, y, at) for curve, y, (at, _) in each], axis=-1)
-    curvature = np.stack([bend for _, bend in found], axis=-1) / loss
+def _bottoms(curves: Sequence[Curve], losses: Sequence[Array], measured: Sequence[Array]) -> Bottoms:
+    """Of these losses; the curvature is read at the measured optima."""
+    valleys = [curve.valley for curve in curves]
+    position = np.stack(found := positions(valleys, losses), axis=-1)
+    each = zip(valleys, losses, found, strict=True)
+    loss = np.stack([interpolate(valley.x, y, at) for valley, y, at in each], axis=-1)
+    curvature = np.stack(curvatures(valleys, losses, measured), axis=-1) / loss
     there = _loss_at(curves[-1], losses[-1], position[..., 0])
     return Bottoms(position, curvature, loss, there / loss[..., -1] - 1)
 

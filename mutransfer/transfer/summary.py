@@ -77,7 +77,8 @@ def _regret(fit: Fit, level: float) -> Interval:
     if fit.resampled is None:
         return _of(fit, value, None, level)
     found = _of(fit, value, np.abs(fit.resampled.regret), level)
-    shift = interval(0.0, fit.resampled.position[:, -1] - fit.resampled.position[:, 0], level)
+    moved = float(fit.measured.position[-1] - fit.measured.position[0])
+    shift = interval(moved, fit.resampled.position[:, -1] - fit.resampled.position[:, 0], level)
     still = shift.low is not None and shift.high is not None and shift.low <= 0 <= shift.high
     return Interval(
         value, 0.0 if still else found.low, found.high, "training diverges there" if math.isinf(value) else None
@@ -87,7 +88,6 @@ def _regret(fit: Fit, level: float) -> Interval:
 def _optimum(fit: Fit, index: int, level: float) -> Optimum:
     curve, position, resampled = fit.curves[index], fit.measured.position, fit.resampled
     draws = None if resampled is None else resampled.position[:, index]
-    bends = None if resampled is None else resampled.curvature[:, index]
     log2 = _of(fit, float(position[index]), draws, level)
     line = position.mean() + fit.slope(position) * (fit.sizes - fit.sizes.mean())
     return Optimum(
@@ -95,7 +95,7 @@ def _optimum(fit: Fit, index: int, level: float) -> Optimum:
         lr=_exponential(log2),
         log2=log2,
         loss=float(fit.measured.loss[index]),
-        curvature=_of(fit, float(fit.measured.curvature[index]), bends, level),
+        curvature=_curvature(fit, index, level),
         residual=float(position[index] - line[index]),
         missing=curve.missing(),
         bound=curve.bound,
@@ -108,10 +108,21 @@ def _exponential(log2: Interval) -> Interval:
 
 
 def _curvature_slope(fit: Fit, level: float) -> Interval:
-    if not (fit.measured.curvature > 0).all():
-        return Interval(None, reason="a curve does not bend upwards at its lowest point")
+    bends = [_curvature(fit, index, level) for index in range(len(fit.curves))]
+    if flat := [f"{curve.size:g}" for curve, bend in zip(fit.curves, bends, strict=True) if not _bends_up(bend)]:
+        return Interval(None, reason=f"the curve at size {', '.join(flat)} cannot be told from one that does not bend")
     draws = None if fit.resampled is None else fit.slope(_log2(fit.resampled.curvature))
     return _of(fit, float(fit.slope(_log2(fit.measured.curvature))), draws, level)
+
+
+def _curvature(fit: Fit, index: int, level: float) -> Interval:
+    draws = None if fit.resampled is None else fit.resampled.curvature[:, index]
+    return _of(fit, float(fit.measured.curvature[index]), draws, level)
+
+
+def _bends_up(curvature: Interval) -> bool:
+    low = curvature.value if curvature.low is None else curvature.low
+    return low is not None and low > 0
 
 
 def _log2(values: Array) -> Array:

@@ -16,8 +16,8 @@ Array = NDArray[np.float64]
 
 REACH = 2.0
 """Octaves on each side of the lowest point that the fit may use."""
-WALL = 6.0
-"""A point this many times higher above the bottom than both neighbours is beyond the valley (a parabola: 4 times)."""
+WALL = 1.5
+"""A point that lies this many times higher than a parabola through the valley's other points is beyond the valley."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,22 @@ class Local:
 
 @dataclass(frozen=True)
 class Valley:
-    """One curve's values and the fits around each of them that may turn out lowest."""
+    """One curve's values and the fits around each of them that may turn out lowest.
+
+    Attributes:
+        lowest: index of the value that the mean curve's fit is centred on.
+    """
 
     x: Array
     local: tuple[Local, ...]
+    lowest: int
 
     @classmethod
     def over(cls, x: Array, mean: Array) -> Valley:
         """For curves whose points scatter around `mean`; all losses are finite, and there are at least three."""
-        inside = _inside(mean)
-        return cls(x, tuple(_local(x, inside, centre) for centre in range(len(x))))
+        inside = _inside(x, mean)
+        local = tuple(_local(x, inside, centre) for centre in range(len(x)))
+        return cls(x, local, int(np.clip(mean.argmin(), 1, len(x) - 2)))
 
     def window(self, centre: int) -> NDArray[np.bool_]:
         """The points that the fit around this lowest point uses."""
@@ -63,8 +69,8 @@ class Valley:
         return every
 
 
-def bottoms(valleys: Sequence[Valley], losses: Sequence[Array]) -> list[tuple[Array, Array]]:
-    """Each size's optimum and half the second derivative there, for every resampled curve.
+def positions(valleys: Sequence[Valley], losses: Sequence[Array]) -> list[Array]:
+    """Each size's optimum, for every resampled curve.
 
     A local quadratic with one cubic term for all sizes: real valleys are steeper on the side of divergence, and a
     plain parabola's optimum is then off by an amount that depends on where the grid happens to lie, which looks like
@@ -72,23 +78,48 @@ def bottoms(valleys: Sequence[Valley], losses: Sequence[Array]) -> list[tuple[Ar
     A fit that bends the wrong way says nothing about the optimum: the lowest measured point stands.
     """
     centres = [np.clip(y.argmin(-1), 1, len(v.x) - 2) for v, y in zip(valleys, losses, strict=True)]
+    cubic = _cubic(valleys, centres, losses)
+    return [_position(v, c, y, cubic) for v, c, y in zip(valleys, centres, losses, strict=True)]
+
+
+def curvatures(valleys: Sequence[Valley], losses: Sequence[Array], at: Sequence[Array]) -> list[Array]:
+    """Half the second derivative of each size's curve at the measured optimum, for every resampled curve.
+
+    Place and window are the measured curve's: the curvature is then linear in the losses, and what is resampled
+    scatters around what was measured. In a flat valley, windows that follow the noise would see other slopes than the
+    measured one.
+    """
+    centres = [np.full(y.shape[:-1], v.lowest) for v, y in zip(valleys, losses, strict=True)]
+    cubic = _cubic(valleys, centres, losses)
+    each = zip(valleys, centres, losses, at, strict=True)
+    return [_parabola(v, c, y, cubic)[1] + 3 * cubic * (there - v.x[v.lowest]) for v, c, y, there in each]
+
+
+def _cubic(valleys: Sequence[Valley], centres: Sequence[NDArray[np.intp]], losses: Sequence[Array]) -> Array:
+    """The cubic coefficient that all sizes share: their own ones, weighted by precision."""
     weights = [v.rows(c, "weight") for v, c in zip(valleys, centres, strict=True)]
     cubics = [_dot(v.rows(c, "cubic"), y) for v, c, y in zip(valleys, centres, losses, strict=True)]
     total = np.sum(weights, axis=0)
     weighted = np.sum([w * c for w, c in zip(weights, cubics, strict=True)], axis=0)
-    cubic = np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0)
-    return [_bottom(v, c, y, cubic) for v, c, y in zip(valleys, centres, losses, strict=True)]
+    mean: Array = np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0)
+    return mean
 
 
-def _bottom(valley: Valley, centre: NDArray[np.intp], y: Array, cubic: Array) -> tuple[Array, Array]:
-    x, cube = valley.x, valley.rows(centre, "cube")
+def _parabola(valley: Valley, centre: NDArray[np.intp], y: Array, cubic: Array) -> tuple[Array, Array]:
+    """Slope and quadratic coefficient around the centre, beside this cubic."""
+    cube = valley.rows(centre, "cube")
     slope = _dot(valley.rows(centre, "slope"), y) - cubic * cube[..., 0]
-    quadratic = _dot(valley.rows(centre, "quadratic"), y) - cubic * cube[..., 1]
+    return slope, _dot(valley.rows(centre, "quadratic"), y) - cubic * cube[..., 1]
+
+
+def _position(valley: Valley, centre: NDArray[np.intp], y: Array, cubic: Array) -> Array:
+    x = valley.x
+    slope, quadratic = _parabola(valley, centre, y, cubic)
     root = quadratic + np.sqrt(np.maximum(quadratic**2 - 3 * slope * cubic, 0))
     bends = (quadratic**2 > 3 * slope * cubic) & (root > 0)
     step = np.where(bends, -slope / np.where(bends, root, 1.0), x[y.argmin(-1)] - x[centre])
-    position = np.clip(x[centre] + step, x[centre - 1], x[centre + 1])  # its neighbours bracket the optimum
-    return position, quadratic + 3 * cubic * (position - x[centre])
+    bracketed: Array = np.clip(x[centre] + step, x[centre - 1], x[centre + 1])  # by its neighbours
+    return bracketed
 
 
 def _dot(rows: Array, y: Array) -> Array:
@@ -96,11 +127,20 @@ def _dot(rows: Array, y: Array) -> Array:
     return product
 
 
-def _inside(mean: Array) -> NDArray[np.bool_]:
-    """The points that are not up the wall: towards divergence a loss follows no polynomial."""
-    lowest = int(np.clip(mean.argmin(), 1, len(mean) - 2))
-    nearby = mean[lowest - 1 : lowest + 2]
-    inside: NDArray[np.bool_] = mean <= mean.min() + WALL * (nearby.max() - mean.min())
+def _inside(x: Array, mean: Array) -> NDArray[np.bool_]:
+    """The points that are not up the wall: towards divergence a loss follows no polynomial.
+
+    A wall stands on one side only, so a point must be too high for the other side as well as for the bottom: a flat
+    valley's neighbours alone, a little above the lowest point by luck, would make walls of both its slopes.
+    """
+    lowest = int(mean.argmin())
+    away = np.abs(x - x[lowest])
+    bend = np.divide(mean - mean[lowest], away**2, out=np.zeros_like(away), where=away > 0)
+    centre = int(np.clip(lowest, 1, len(x) - 2))
+    near = away <= REACH + 1e-9
+    sides = (near & (x < x[lowest]), near & (x > x[lowest]))
+    gentle = min(float(bend[side].max(initial=0.0)) for side in sides)
+    inside: NDArray[np.bool_] = bend <= WALL * max(float(bend[centre - 1 : centre + 2].max()), gentle)
     return inside
 
 

@@ -19,14 +19,17 @@ def test_intervals_hold_the_truth_in_82_to_97_percent_of_sweeps(planted, seeds, 
     rng = np.random.default_rng([seeds, int(-10 * drift), int(1000 * cubic)])
     u = -3 * drift  # octaves by which the smallest size's optimum misses the largest size's
     regret = (0.03 * u**2 + cubic * u**3) / 2.2
-    slope_held, regret_held = [], []
+    slope_held, regret_held, curvature_held = [], [], []
     for sweep in range(SWEEPS):
         points = planted(rng, drift=drift, cubic=cubic, seeds=seeds, offset=rng.uniform(-0.5, 0.5))
         found = analyze(points, draws=200, seed=sweep)["mup"]
         slope_held.append(found.slope.low <= drift <= found.slope.high)
         regret_held.append(found.regret.low <= regret <= found.regret.high)
+        curvature = found.optimum[sweep % 4].curvature
+        curvature_held.append(curvature.low <= 0.03 / 2.2 <= curvature.high)
     assert 0.82 <= np.mean(slope_held) <= 0.97
     assert 0.82 <= np.mean(regret_held) <= 0.97
+    assert 0.82 <= np.mean(curvature_held) <= 0.97
 
 
 def test_an_interval_around_a_wrong_truth_would_be_noticed(planted):
@@ -71,3 +74,40 @@ def test_loud_small_models_do_not_widen_the_large_ones_optimum(planted):
         ]
         loud.append(analyze(points, draws=200)["mup"].optimum[-1].log2)
     assert np.median([o.high - o.low for o in loud]) < 2 * np.median([o.high - o.low for o in even])
+
+
+VALLEYS = {
+    "parabola": lambda u: 0.03 * u**2,
+    "flat bottom": lambda u: 0.04 * np.maximum(np.abs(u) - 1, 0) ** 2,
+    "quartic": lambda u: 0.0026 * u**4,
+    "wall": lambda u: 0.03 * u**2 + 0.5 * np.maximum(u - 1.2, 0),
+    "shallow": lambda u: 0.004 * u**2,
+}
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5], ids=["octaves", "half octaves"])
+@pytest.mark.parametrize("shape", list(VALLEYS))
+def test_every_estimate_lies_within_its_own_interval(shape, step):
+    rng = np.random.default_rng(11)
+    for sweep in range(20):
+        points = [
+            Point(name, size, 2.0**x, seed, 2.2 + float(VALLEYS[shape](x - best)) + rng.normal(0, 0.005))
+            for name, best in (("mup", rng.uniform(-6.5, -5.5)), ("sp", -6.1))
+            for size in (32, 64, 128)
+            for x in np.arange(-9, -3, step)
+            for seed in (0, 1, 2)[: 2 + sweep % 2]
+        ]
+        for one in analyze(points, draws=200, seed=sweep).parameterizations.values():
+            beside = (one.slope, one.drift, one.regret, one.curvature_slope, one.loss_gap)
+            for part in (*beside, *(p for best in one.optimum for p in (best.log2, best.lr, best.curvature))):
+                assert part.low is None or part.low <= part.value <= part.high
+
+
+def test_a_valley_that_is_lost_in_noise_has_no_curvature_slope():
+    rng = np.random.default_rng(4)
+    flat = [
+        Point("mup", n, 2.0**k, s, 2 + rng.normal(0, 0.01)) for n in (32, 64) for k in range(-9, -3) for s in (0, 1)
+    ]
+    found = analyze(flat)["mup"].curvature_slope
+    assert (found.value, found.low) == (None, None)
+    assert "does not bend" in found.reason
