@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mutransfer.errors import RunError
-from mutransfer.records import TrialRecord
+from mutransfer.records import Status, TrialRecord
+from mutransfer.sweep.key import TRIAL_SECTIONS
 
 MAX_ATTEMPTS = 3
+STATUSES = ("pending", "running", *get_args(Status))
 
 
 def decode(path: Path, key: str, record: str, config: str | None = None) -> TrialRecord:
@@ -23,19 +26,47 @@ def decode(path: Path, key: str, record: str, config: str | None = None) -> Tria
     """
     try:
         found = TrialRecord.from_json(json.loads(record))
-        return found if config is None else replace(found, config=json.loads(config))
     except (TypeError, ValueError):
         raise RunError(
             f"The record of trial {key[:12]} in {path} is damaged. Run its sweep again: that one trial is trained anew."
         ) from None
+    return found if config is None else replace(found, config=decode_config(path, key, config))
 
 
-def is_record(text: str | None) -> bool:
+def decode_config(path: Path, key: str, text: str) -> dict[str, Any]:
+    """The resolved config in a row.
+
+    Raises:
+        RunError: it is half-written or damaged.
+    """
     try:
-        TrialRecord.from_json(json.loads(text or ""))
+        config = json.loads(text)
+    except (TypeError, ValueError):
+        config = None
+    if not isinstance(config, dict) or not config.keys() >= set(TRIAL_SECTIONS):
+        raise RunError(
+            f"The config of trial {key[:12]} in {path} is damaged. Run its sweep again: it is written anew, and "
+            "the trial's result is kept."
+        )
+    return config
+
+
+def check_statuses(path: Path, statuses: Iterable[str]) -> None:
+    """Raises RunError where one of them does not exist."""
+    unknown = [status for status in statuses if status not in STATUSES]
+    if unknown:
+        raise RunError(
+            f"A trial in {path} has the status {unknown[0]!r}, which does not exist. "
+            "Run its sweep again: that one trial is trained anew."
+        )
+
+
+def is_result(status: str, text: str | None) -> bool:
+    """Whether a row holds the readable record of a trial that came to this status."""
+    try:
+        return TrialRecord.from_json(json.loads(text or "")).status == status
     except ValueError:
         return False
-    return True
 
 
 def record_crash(db: sqlite3.Connection, key: str, config: dict[str, Any], crashes: int) -> None:

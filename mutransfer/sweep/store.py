@@ -20,7 +20,7 @@ from mutransfer.errors import RunError
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.sweep.key import Point
 from mutransfer.sweep.processes import may_be_alive
-from mutransfer.sweep.rows import decode, fail, is_record, record_crash
+from mutransfer.sweep.rows import check_statuses, decode, decode_config, fail, is_result, record_crash
 from mutransfer.sweep.sqlite import connect, connect_read_only, readable_errors
 
 FILE_NAME = "sweep.sqlite"
@@ -141,17 +141,24 @@ class Store:
         self.close()
 
     def add(self, sweep: str, points: Iterable[Point]) -> None:
-        """Asks for these points; runs that are known already, in any state, stay as they are."""
+        """Asks for these points; runs that are known already, in any state, stay as they are.
+
+        Configs are written again, in every sweep that has them: there they may have been damaged.
+        """
         points = list(points)
         with self._transaction() as db:
             db.executemany(
-                "INSERT OR IGNORE INTO run (key, config, cost) VALUES (?, ?, ?)",
+                "INSERT INTO run (key, config, cost) VALUES (?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET config = excluded.config WHERE config IS NOT excluded.config",
                 [(point.key, json.dumps(point.config), point.cost) for point in points],
             )
             db.executemany(
-                "INSERT INTO point (sweep, id, key, config) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (sweep, id) DO UPDATE SET config = excluded.config WHERE NOT json_valid(config)",
+                "INSERT OR IGNORE INTO point (sweep, id, key, config) VALUES (?, ?, ?, ?)",
                 [(sweep, point.id, point.key, json.dumps(point.config)) for point in points],
+            )
+            db.executemany(
+                "UPDATE point SET config = :config WHERE key = :key AND id = :id AND config IS NOT :config",
+                [{"id": point.id, "key": point.key, "config": json.dumps(point.config)} for point in points],
             )
 
     def pin_data(self, data: Mapping[str, Any], sha256: str) -> None:
@@ -183,7 +190,7 @@ class Store:
                 (worker, now + lease, now, row[0]),
             )
             db.execute("DELETE FROM metric WHERE key = ?", (row[0],))
-        return Claim(row[0], json.loads(row[1]))
+        return Claim(row[0], decode_config(self.path, *row))
 
     def renew(self, key: str, worker: str, lease: float) -> bool:
         """Extends a lease; False where the worker has lost it to another."""
@@ -247,9 +254,9 @@ class Store:
                 self.release(worker)
 
     def requeue_damaged(self) -> None:
-        """Puts back every trial, of any sweep, whose record cannot be read: it can be had again."""
-        rows = self._read("SELECT key, record FROM run WHERE status NOT IN ('pending', 'running')")
-        damaged = [(key,) for key, text in rows if not is_record(text)]
+        """Puts back every trial, of any sweep, whose status or record cannot be read: it can be had again."""
+        rows = self._read("SELECT key, status, record FROM run WHERE status NOT IN ('pending', 'running')")
+        damaged = [(key,) for key, status, text in rows if not is_result(status, text)]
         with self._transaction() as db:
             db.executemany(f"UPDATE run SET {_AFRESH} WHERE key = ?", damaged)
 
@@ -258,8 +265,14 @@ class Store:
             db.execute(f"UPDATE run SET {_AFRESH} WHERE status = 'failed' AND {_OF_SWEEP}", {"sweep": sweep})
 
     def counts(self, sweep: str) -> Counts:
+        """How many of the sweep's trials have which status.
+
+        Raises:
+            RunError: a status that does not exist.
+        """
         query = f"SELECT status, COUNT(*), SUM(cost) FROM run WHERE {_OF_SWEEP} GROUP BY status"
         rows = self._read(query, {"sweep": sweep})
+        check_statuses(self.path, [status for status, _, _ in rows])
         cost = sum(row[2] for row in rows if row[0] not in ("pending", "running"))
         return Counts(**{row[0]: row[1] for row in rows}, share=cost / (sum(row[2] for row in rows) or 1.0))
 

@@ -231,16 +231,50 @@ def test_a_half_written_record_is_named_and_its_trial_alone_is_put_back(
         assert [record.key for record in store.records()] == [whole.key]
 
 
-def test_a_point_whose_config_is_half_written_is_named_and_mended_when_it_is_asked_for_again(
+@pytest.mark.parametrize("text", ['{"model": {"wid', "3", "{}", "[]", "null"])
+def test_a_damaged_config_is_named_and_written_anew_when_any_sweep_asks_for_its_point_again(
+    text: str, tmp_path: Path, points: Points
+) -> None:
+    point, other = points(2)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [point])
+        store.claim("sweep", "a", lease=60)
+        store.finish("a", done(point))
+        store._read("UPDATE point SET config = ?", (text,))
+        named = rf"config of trial {point.key[:12]} in .*{FILE_NAME} is damaged\. Run its sweep again"
+        with pytest.raises(RunError, match=named):
+            store.records()
+        store.add("another sweep", [point, other])
+        assert [record.config for record in store.records()] == [point.config]
+
+
+def test_a_trial_whose_config_is_damaged_before_it_is_trained_is_named_and_mended(
     tmp_path: Path, points: Points
 ) -> None:
     (point,) = points(1)
     with Store.create(tmp_path) as store:
         store.add("sweep", [point])
-        store.claim("sweep", "a", lease=60)
-        store.finish("a", done(point))
-        store._read("UPDATE point SET config = substr(config, 2)")
-        with pytest.raises(RunError, match=point.key[:12]):
-            store.records()
+        store._read("UPDATE run SET config = '3'")
+        with pytest.raises(RunError, match=f"config of trial {point.key[:12]} in .*is damaged"):
+            store.claim("sweep", "a", lease=-1)
         store.add("sweep", [point])
-        assert [record.config for record in store.records()] == [point.config]
+        claim = store.claim("sweep", "a", lease=60)
+    assert claim is not None
+    assert claim.config == point.config
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", 3])
+def test_a_damaged_status_is_named_and_its_trial_alone_is_put_back(
+    status: object, tmp_path: Path, points: Points
+) -> None:
+    whole, broken = points(2)
+    with Store.create(tmp_path) as store:
+        store.add("sweep", [whole, broken])
+        while claim := store.claim("sweep", "a", lease=60):
+            store.finish("a", TrialRecord(key=claim.key, config=claim.config, status="done", val_loss=2.0))
+        store._read("UPDATE run SET status = ? WHERE key = ?", (status, broken.key))
+        if status != "failed":
+            with pytest.raises(RunError, match=rf"{FILE_NAME} has the status '{status}', .*Run its sweep again"):
+                store.counts("sweep")
+        store.requeue_damaged()
+        assert (store.counts("sweep").pending, store.counts("sweep").done) == (1, 1)
