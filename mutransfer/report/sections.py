@@ -43,15 +43,16 @@ COLUMNS = (
 
 
 def verdict(report: Json) -> Markup:
-    subjects = words.subjects(report)
+    subjects, headline = words.subjects(report), words.headline(report)
     entries = report["parameterizations"]
     others = [name for name in entries if name not in subjects]
     lines = [tag("p", words.evidence(name, entries[name], report)) for name in subjects]
-    reasons = items(reason for name in subjects for reason in words.reasons(name, entries[name]))
+    every = [reason for name in subjects for reason in words.reasons(name, entries[name])]
+    reasons = items(reason for reason in every if reason not in headline)
     compared = [_compared(name, entries[name], report) for name in others]
     why = "To settle it: " if report["verdict"] == "undecided" else "To complete the comparison: "
     add = items(join([why, tag("code", one)]) for one in report["extend"])
-    return banner(report["verdict"], words.headline(report), *lines, reasons, *compared, add)
+    return banner(report["verdict"], headline, *lines, reasons, *compared, add)
 
 
 def banner(verdict: str, headline: str, *below: object) -> Markup:

@@ -24,7 +24,8 @@ def headline(report: Json) -> str:
         return f"{name} {verb[0]}: {there} is still the best at {axis} {ends[-1]}."
     if report["verdict"] == "does not transfer":
         return f"{name} {verb[1]} not transfer: {there} is not the best at {axis} {ends[-1]}."
-    return f"Undecided: these trials do not settle whether {name} {verb[0]}."
+    why = f": {report['open']}" if report.get("open") else ""
+    return f"Undecided: these trials do not settle whether {name} {verb[0]}{why}."
 
 
 def subjects(report: Json) -> list[str]:

@@ -276,10 +276,10 @@ class Store:
         cost = sum(row[2] for row in rows if row[0] not in ("pending", "running"))
         return Counts(**{row[0]: row[1] for row in rows}, share=cost / (sum(row[2] for row in rows) or 1.0))
 
-    def unfinished(self) -> int:
-        """Trials of any sweep that have no result yet."""
-        ((count,),) = self._read("SELECT COUNT(*) FROM run WHERE record IS NULL")
-        return int(count)
+    def unfinished(self) -> list[dict[str, Any]]:
+        """The configs of the trials, of any sweep, that have no result yet."""
+        rows = self._read("SELECT key, config FROM run WHERE record IS NULL ORDER BY rowid")
+        return [decode_config(self.path, *row) for row in rows]
 
     def finished_keys(self, sweep: str) -> list[str]:
         """In the order in which they finished."""

@@ -13,6 +13,7 @@ import numpy as np
 from mutransfer.errors import ConfigError, nearest
 from mutransfer.records import TrialRecord
 from mutransfer.transfer.axis import find_axis
+from mutransfer.transfer.cap import cap
 from mutransfer.transfer.curves import Curve, curves_of
 from mutransfer.transfer.fit import fit
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, Selection, as_records, select, swept
@@ -85,31 +86,38 @@ def analyze_records(
     level: float = LEVEL,
     draws: int = DRAWS,
     seed: int = 0,
+    unfinished: Iterable[Mapping[str, Any]] = (),
 ) -> TransferReport:
     """`analyze` for the learning rate and, beside it, for every hyperparameter of muP's own that was swept.
 
     Where fewer than three learning rates were tried, the verdict is about the hyperparameter of most values.
+
+    Args:
+        unfinished: configs of trials that were asked for and have no record yet. Where they belong to a curve, its
+            verdict is at most "undecided", as where a trial that failed may hide the optimum.
     """
-    given = as_records(records)
+    given, unfinished = as_records(records), tuple(unfinished)
     alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
     first, *others = swept(given)
-    selection = select(given, axis, first)
-    report = _with(alike(selection.points, x=first, subject=subject), selection)
+    selection = select(given, axis, first, unfinished)
+    report = _with(alike(selection.points, x=first, subject=subject), selection, subject is None)
     beside = {}
     for key in others:
-        selection = select(given, axis, key)
+        selection = select(given, axis, key, unfinished)
         if kept := _complete(selection.points):
-            beside[key] = _with(alike(kept, x=key), selection)
+            beside[key] = _with(alike(kept, x=key), selection, False)
     return dataclasses.replace(report, hyperparameters=beside)
 
 
-def _with(report: TransferReport, selection: Selection) -> TransferReport:
+def _with(report: TransferReport, selection: Selection, any_subject: bool) -> TransferReport:
     """The report with what the selection of its points has to say."""
+    capped = cap(report, selection, any_subject)
     return dataclasses.replace(
-        report,
+        capped,
         notes=(*selection.notes, *report.notes),
         settings=selection.settings,
         followers=selection.followers,
+        failed=frozenset(selection.failed),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mutransfer.transfer.axis import find_axis
+from mutransfer.transfer.points import Point
 from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
 
 
@@ -45,14 +46,20 @@ def extensions(report: TransferReport) -> list[Extension]:
 def _lacking(name: str, one: ParameterizationTransfer, report: TransferReport) -> Iterator[Extension]:
     if one.missing:
         for size, values in one.missing.items():
-            yield Extension(name, (size,), values, tuple(one.curves[size].losses))
-    elif name in report.subject and one.verdict == "undecided":
+            yield Extension(name, (size,), values, _seeds(one, size, report))
+    elif name in report.subject and one.verdict == "undecided" and not one.open:
         for size, curve in one.curves.items():
             converged = tuple(
                 lr for lr, mean in zip(curve.lrs, curve.mean, strict=True) if mean is not None and math.isfinite(mean)
             )
             first = max(curve.losses) + 1
             yield Extension(name, (size,), converged, tuple(range(first, first + len(curve.losses))))
+
+
+def _seeds(one: ParameterizationTransfer, size: float, report: TransferReport) -> tuple[int, ...]:
+    """Those of the size's curve; where all its trials failed, theirs."""
+    failed = {point.seed for point in report.failed if (point.parameterization, point.size) == (one.name, size)}
+    return tuple(one.curves[size].losses) if size in one.curves else tuple(sorted(failed))
 
 
 def extension_overrides(report: TransferReport) -> list[str]:
@@ -64,13 +71,19 @@ def extension_overrides(report: TransferReport) -> list[str]:
     ['parameterization=sp model.width=32,64 optimizer.lr=2**-11,2**-10 seed=0,1']
     """
     return [
-        " ".join([f"parameterization={part.parameterization}", *grid_overrides(part.grid(report))])
-        for part in extensions(report)
+        " ".join([f"parameterization={part.parameterization}", *overrides(report, part)]) for part in extensions(report)
     ]
 
 
-def grid_overrides(grid: Mapping[str, Iterable[float]]) -> list[str]:
-    return [f"{key}={','.join(map(exact, values))}" for key, values in grid.items()]
+def overrides(report: TransferReport, part: Extension) -> list[str]:
+    """The grid, and that trials of it which have failed before are tried again, where there are such."""
+    grid = [f"{key}={','.join(map(exact, values))}" for key, values in part.grid(report).items()]
+    return [*grid, "engine.retry_failed=true"] if any(_covers(part, point) for point in report.failed) else grid
+
+
+def _covers(part: Extension, point: Point) -> bool:
+    same = point.parameterization == part.parameterization and point.size in part.sizes and point.seed in part.seeds
+    return same and any(math.isclose(point.lr, value) for value in part.values)
 
 
 def exact(value: float) -> str:

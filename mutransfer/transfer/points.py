@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord
@@ -18,6 +18,7 @@ LR = "optimizer.lr"
 MIN_VALUES, MIN_SIZES = 3, 2
 _NOT_PHYSICS = ("run_dir", "resume", "logger", "engine", "search", "subject", "device")
 _TABLE = ("parameterization.name", "parameterization.form", "parameterization.scale")
+State = Literal["finished", "failed", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Point:
         size: along the axis of growth, in that axis' own unit (width: channels).
         lr: the value on the x axis: the learning rate, or whichever hyperparameter was swept.
         seed: the same seed in two points means the same data order and the same draws.
-        loss: held out, in nats; inf where training diverged.
+        loss: held out, in nats; inf where training diverged. nan only in a `Selection`, of a trial without a result.
     """
 
     parameterization: str
@@ -47,12 +48,17 @@ class Selection:
         settings: parameterization -> the flat config that all its points share.
         followers: parameterization -> size -> fields of the model that followed the size.
         notes: what was left out or chosen, for the reader.
+        failed, unfinished: points of the same settings whose trials have no result.
+        silent: parameterizations of which no trial has a result.
     """
 
     points: tuple[Point, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     followers: Mapping[str, Mapping[float, Mapping[str, Any]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    failed: tuple[Point, ...] = ()
+    unfinished: tuple[Point, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class _Trial:
     setting: str
     """All that is not on an axis, as JSON."""
     at_base: bool
+    state: State
     followers: Mapping[str, Any] = field(default_factory=dict)
     """Taken out of the setting, since they follow the size."""
 
@@ -91,28 +98,44 @@ def as_records(records: Iterable[TrialRecord | Mapping[str, Any]]) -> list[Trial
     return given
 
 
-def select(records: Iterable[TrialRecord | Mapping[str, Any]], axis: str = "width", x: str = LR) -> Selection:
-    """`points_from_records` with the settings held fixed and the notes."""
+def select(
+    records: Iterable[TrialRecord | Mapping[str, Any]],
+    axis: str = "width",
+    x: str = LR,
+    unfinished: Iterable[Mapping[str, Any]] = (),
+) -> Selection:
+    """`points_from_records` with the settings held fixed, the notes, and what has no result yet.
+
+    Args:
+        unfinished: configs of trials that were asked for and have no record yet.
+    """
     given = as_records(records)
     _same_data(given)
-    finished = [record for record in given if record.status != "failed"]
-    if not finished:
+    failed = sum(record.status == "failed" for record in given)
+    if failed == len(given):
         raise RunError("There is no finished trial to analyze. Run the sweep first: mutransfer sweep ...")
-    trials = _share_base([_trial(record, find_axis(axis), x) for record in finished])
-    notes = [f"{len(given) - len(finished)} failed trials are left out."] if len(finished) < len(given) else []
-    kept: list[_Trial] = []
-    chosen: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(trial.point.parameterization for trial in trials):
-        group, note = _best_setting([t for t in trials if t.point.parameterization == name])
-        kept += group
-        for text in note:
-            chosen[text].append(name)
-    notes += [f"{', '.join(names)}: {text}" for text, names in chosen.items()]
+    along = find_axis(axis)
+    asked = [_trial("unfinished", config, math.nan, "unfinished", along, x) for config in unfinished]
+    trials = _share_base([*(_trial_of(record, along, x) for record in given), *asked])
+    kept, notes = _best_settings(trials)
+    notes = [*([f"{failed} failed trials are left out."] if failed else []), *notes]
     settings = {trial.point.parameterization: json.loads(trial.setting) for trial in kept}
     followers: dict[str, dict[float, Mapping[str, Any]]] = defaultdict(dict)
     for trial in kept:
         followers[trial.point.parameterization][trial.point.size] = trial.followers
-    return Selection(tuple(trial.point for trial in kept), settings, followers, tuple(notes))
+    return Selection(
+        points=_in_state("finished", kept),
+        settings=settings,
+        followers=followers,
+        notes=tuple(notes),
+        failed=_in_state("failed", kept),
+        unfinished=_in_state("unfinished", kept),
+        silent=tuple(dict.fromkeys(name for t in trials if (name := t.point.parameterization) not in settings)),
+    )
+
+
+def _in_state(state: State, trials: Iterable[_Trial]) -> tuple[Point, ...]:
+    return tuple(trial.point for trial in trials if trial.state == state)
 
 
 def swept(records: Iterable[TrialRecord]) -> list[str]:
@@ -129,23 +152,27 @@ def swept(records: Iterable[TrialRecord]) -> list[str]:
     return sorted(enough, key=lambda key: (key != LR, -len(values[key]))) or [LR]
 
 
-def _trial(record: TrialRecord, axis: Axis, x: str) -> _Trial:
-    flat = {k: v for k, v in flatten(record.config).items() if k.split(".")[0] not in _NOT_PHYSICS}
-    missing = [key for key in (axis.key, x, "parameterization.name") if key not in flat]
-    if missing:
-        raise ConfigError(
-            f"Trial {record.key[:12]} has no {missing[0]} in its config: it cannot be placed on the plot."
-        )
-    at_base = flat.get("base") == flat.get("model.width") is not None
+def _trial_of(record: TrialRecord, axis: Axis, x: str) -> _Trial:
+    if record.status == "failed":
+        return _trial(record.key, record.config, math.nan, "failed", axis, x)
     loss = record.val_loss if record.status == "done" and record.val_loss is not None else math.inf
+    return _trial(record.key, record.config, loss, "finished", axis, x)
+
+
+def _trial(key: str, config: Mapping[str, Any], loss: float, state: State, axis: Axis, x: str) -> _Trial:
+    flat = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _NOT_PHYSICS}
+    missing = [name for name in (axis.key, x, "parameterization.name") if name not in flat]
+    if missing:
+        raise ConfigError(f"Trial {key[:12]} has no {missing[0]} in its config: it cannot be placed on the plot.")
+    at_base = flat.get("base") == flat.get("model.width") is not None
     name = str(flat["parameterization.name"])
     try:
         point = Point(name, float(flat.pop(axis.key)), float(flat.pop(x)), int(flat.pop("seed", 0)), float(loss))
     except (TypeError, ValueError):
         raise RunError(
-            f"The record of trial {record.key[:12]} is damaged: its {axis.key}, {x}, seed and loss are not all numbers."
+            f"The record of trial {key[:12]} is damaged: its {axis.key}, {x}, seed and loss are not all numbers."
         ) from None
-    return _Trial(point, json.dumps(flat, sort_keys=True), at_base and _is_relative(name))
+    return _Trial(point, json.dumps(flat, sort_keys=True), at_base and _is_relative(name), state)
 
 
 def _is_relative(name: str) -> bool:
@@ -171,17 +198,30 @@ def _table_of(trial: _Trial) -> tuple[tuple[str, Any], ...]:
     return tuple((key, flat[key]) for key in _TABLE if key in flat)
 
 
+def _best_settings(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
+    """Each parameterization's trials of one setting, and what was chosen, where there was a choice."""
+    kept: list[_Trial] = []
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(trial.point.parameterization for trial in trials if trial.state == "finished"):
+        group, note = _best_setting([t for t in trials if t.point.parameterization == name])
+        kept += group
+        for text in note:
+            chosen[text].append(name)
+    return kept, [f"{', '.join(names)}: {text}" for text, names in chosen.items()]
+
+
 def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
     groups: dict[str, list[_Trial]] = defaultdict(list)
     for trial in _without_followers(trials):
         groups[trial.setting].append(trial)
-    chosen = max(groups, key=lambda setting: _rank(groups[setting]))
-    varying = _difference(list(groups))
+    finished = {s: done for s, group in groups.items() if (done := [t for t in group if t.state == "finished"])}
+    chosen = max(finished, key=lambda setting: _rank(finished[setting]))
+    varying = _difference(list(finished))
     if not varying:
         return groups[chosen], []
     flat = json.loads(chosen)
     fixed = ", ".join(f"{key}={flat.get(key)}" for key in varying)
-    return groups[chosen], [f"{len(groups)} settings were swept; this is the one at {fixed}."]
+    return groups[chosen], [f"{len(finished)} settings were swept; this is the one at {fixed}."]
 
 
 def _rank(trials: Sequence[_Trial]) -> tuple[int, float, int]:

@@ -33,17 +33,17 @@ def as_html(report: TransferReport) -> str:
 
 def below(report: TransferReport) -> list[str]:
     """Reasons, notes and what to add, one sentence a line."""
-    why = [f"  {one.name}: {reason}." for one in report.parameterizations.values() for reason in one.reasons]
+    reasons = [f"{one.name}: {reason}" for one in report.parameterizations.values() for reason in one.reasons]
+    why = [f"  {reason}." for reason in reasons if reason not in report.open]  # the title has said the others
     notes = [f"  {note}" for note in report.notes]
     add = [f"  Add: {line}" for line in report.extend]
     return ["", *why, *notes, *add] if why or notes or add else []
 
 
 def _title(report: TransferReport) -> str:
-    return (
-        f"{', '.join(report.subject)}: {report.verdict} over {report.axis} "
-        f"({report.x}, intervals at {report.level:.0%})"
-    )
+    said = f"{', '.join(report.subject)}: {report.verdict} over {report.axis} "
+    why = f"; {report.open}" if report.open else ""
+    return f"{said}({report.x}, intervals at {report.level:.0%}){why}"
 
 
 def _row(one: ParameterizationTransfer, x: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from mutransfer.records import jsonable
 from mutransfer.transfer.bootstrap import Interval
 from mutransfer.transfer.curves import Bound
+from mutransfer.transfer.points import Point
 
 Verdict = Literal["transfers", "does not transfer", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = {"transfers": 0, "does not transfer": 1, "undecided": 3}
@@ -59,6 +61,11 @@ class Measured:
     mean: tuple[float | None, ...]
     losses: Mapping[int, tuple[float | None, ...]]
 
+    @property
+    def lowest(self) -> int:
+        """Index of the best value."""
+        return min(range(len(self.lrs)), key=lambda k: math.inf if (mean := self.mean[k]) is None else mean)
+
     def to_json(self) -> dict[str, Any]:
         """Diverged trials are listed apart, since JSON has no infinity."""
         diverged = {seed: [v == float("inf") for v in row] for seed, row in self.losses.items()}
@@ -79,6 +86,7 @@ class ParameterizationTransfer:
         asymptotic_penalty: the same for the fitted limit of infinite size.
         missing: size -> values to add before optimum and regret can be told; empty when they can.
         reasons: why the verdict is what it is, one sentence each.
+        open: why trials without a result leave it undecided; empty where none does.
     """
 
     name: str
@@ -94,6 +102,7 @@ class ParameterizationTransfer:
     missing: Mapping[float, tuple[float, ...]] = field(default_factory=dict)
     curves: Mapping[float, Measured] = field(default_factory=dict)
     is_control: bool = False
+    open: str = ""
 
     def to_json(self) -> dict[str, Any]:
         named = ("slope", "drift", "regret", "curvature_slope", "loss_gap", "asymptotic_penalty")
@@ -121,6 +130,8 @@ class TransferReport:
         followers: parameterization -> size -> fields of the model that followed the size, such as its number of heads.
         hyperparameters: the same analysis with muP's own hyperparameters on the x axis.
         commands: whole lines that run what is missing, where the sweep's config is known.
+        open: why trials without a result leave the verdict undecided; empty where none does.
+        failed: the points of the same settings whose trials failed.
     """
 
     verdict: Verdict
@@ -135,6 +146,8 @@ class TransferReport:
     followers: Mapping[str, Mapping[float, Mapping[str, Any]]] = field(default_factory=dict)
     hyperparameters: Mapping[str, TransferReport] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
+    open: str = ""
+    failed: frozenset[Point] = frozenset()
 
     @property
     def extend(self) -> list[str]:
@@ -154,6 +167,7 @@ class TransferReport:
         """The content of transfer.json."""
         body = {
             "verdict": self.verdict,
+            "open": self.open,
             "subject": self.subject[0] if len(self.subject) == 1 else list(self.subject),
             "level": self.level,
             "axis": self.axis,

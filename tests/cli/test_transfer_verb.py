@@ -270,12 +270,43 @@ def test_mistakes_get_one_sentence(words: list[str], message: str, capsys: pytes
     assert error.count("\n") == 1
 
 
-def test_trials_without_a_result_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    plant(Path("run"))
+def test_trials_without_a_result_are_said_and_leave_the_verdict_undecided(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup")
+    assert main(["transfer", "run"]) == 0
     with Store.create(Path("run")) as store:
         store.add("more", points_of(["model.width=32", "optimizer.lr=0.5,0.25", "seed=0", "model.depth=3"]))
-    main(["transfer", "run"])
-    assert "2 trials are unfinished and not counted" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["transfer", "run"]) == 3
+    said = capsys.readouterr()
+    assert "2 trials are unfinished and not counted" in said.err
+    assert said.out.startswith("mup: undecided")
+    assert "2 trials are unfinished" in said.out.splitlines()[0]
+    page = Path("run/report.html").read_text()
+    assert "do not settle whether mup transfers: mup: 2 trials are unfinished" in page
+
+
+def test_unfinished_trials_of_another_setting_leave_the_verdict_as_it_is() -> None:
+    plant(Path("run"), "parameterization=mup")
+    with Store.create(Path("run")) as store:
+        store.add("more", points_of(["parameterization=mup", "model.width=64", "model.depth=4", "seed=0"]))
+    assert main(["transfer", "run"]) == 0
+
+
+def test_the_line_to_add_retries_what_failed_before(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup", "seed=0")
+    with Store.create(Path("run")) as store:
+        store.add(
+            "more",
+            points_of(["parameterization=mup", "model.width=64", "model.depth=3", "optimizer.lr=2**-6", "seed=1"]),
+        )
+        claim = store.claim("more", "me", 60)
+        assert claim is not None
+        store.finish("me", TrialRecord(key=claim.key, config=claim.config, status="failed", error="out of memory"))
+    assert main(["transfer", "run"]) == 3
+    (words,) = lines_to_add(capsys)
+    settings = expand(Composer("sweep"), words).settings
+    assert settings["engine"]["retry_failed"] is True
+    assert claim.key in {point.key for point in points_of(words)}
 
 
 @pytest.mark.parametrize("foreign", ["[]", '"x"', "3"])

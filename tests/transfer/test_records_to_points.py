@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.transfer import analyze_records, points_from_records, transfer_hyperparameters
+from mutransfer.transfer import analyze_records, extension_overrides, points_from_records, transfer_hyperparameters
 from mutransfer.transfer.points import select
 
 
@@ -135,3 +135,83 @@ def test_no_finished_trial(trial):
 def test_a_config_without_the_axis(trial):
     with pytest.raises(ConfigError, match=r"no data\.batch_size"):
         points_from_records([trial("mup", 64, -6)], axis="batch")
+
+
+def without(records, *cells):
+    """The records without those of these (width, log2 lr, seed), and the removed ones."""
+    removed = [
+        r
+        for r in records
+        if (r.config["model"]["width"], math.log2(r.config["optimizer"]["lr"]), r.config["seed"]) in cells
+    ]
+    return [r for r in records if r not in removed], removed
+
+
+def failed(records):
+    return [dataclasses.replace(r, status="failed", val_loss=None) for r in records]
+
+
+class TestTrialsWithoutAResult:
+    def test_an_unfinished_one_on_a_curve_leaves_the_verdict_undecided(self, trial):
+        kept, removed = without(sweep(trial), (64, -9, 1))
+        assert analyze_records(kept).verdict == "transfers"
+        report = analyze_records(kept, unfinished=[r.config for r in removed])
+        assert (report.verdict, report.exit_code) == ("undecided", 3)
+        assert "mup: 1 trial is unfinished" in str(report).splitlines()[0]
+        assert str(report).count("unfinished") == 1
+        assert report.extend == []  # the same sweep ends it: no new seeds are asked for
+
+    def test_so_it_does_where_the_finished_ones_speak_against_transfer(self, trial):
+        records = sweep(trial, best=lambda width: -5 - math.log2(width / 32))
+        assert analyze_records(records).verdict == "does not transfer"
+        assert analyze_records(records, unfinished=[trial("mup", 256, -6).config]).verdict == "undecided"
+
+    def test_one_of_another_setting_or_of_a_control_does_not(self, trial):
+        records = [*sweep(trial), *sweep(trial, "sp", widths=(64, 128))]
+        other = [trial("mup", 64, -6, 7, lr_input=1.0).config, trial("sp", 64, -6, 7).config]
+        report = analyze_records(records, unfinished=other)
+        assert report.verdict == report["mup"].verdict == "transfers"
+        assert report["sp"].verdict == "undecided"
+
+    def test_at_the_base_one_belongs_to_every_parameterization(self, trial):
+        records = [*sweep(trial), *sweep(trial, "sp", widths=(64, 128))]
+        assert analyze_records(records, unfinished=[trial("sp", 32, -6, 7).config])["mup"].verdict == "undecided"
+
+    def test_a_subject_that_has_not_begun_is_missed(self, trial):
+        unbegun = [trial("mup", 64, -6).config]
+        controls = sweep(trial, "sp", widths=(64, 128))
+        report = analyze_records(controls, unfinished=unbegun)
+        assert (report.verdict, report.subject) == ("undecided", ("sp",))
+        assert "no trial of mup has a result yet" in str(report).splitlines()[0]
+        assert analyze_records(controls, subject="sp", unfinished=unbegun).verdict == "transfers"
+
+    def test_a_failed_value_beside_the_best_one_may_hide_it(self, trial):
+        kept, removed = without(sweep(trial), (64, -6, 0), (64, -6, 1))
+        report = analyze_records([*kept, *failed(removed)])
+        assert report.verdict == "undecided"
+        assert "failed at size 64 may hide the best value" in str(report).splitlines()[0]
+        assert extension_overrides(report) == [
+            "parameterization=mup model.width=64 optimizer.lr=2**-6 seed=0,1 engine.retry_failed=true"
+        ]
+
+    def test_one_whose_value_has_another_seed_or_lies_up_the_valley_may_not(self, trial):
+        kept, removed = without(sweep(trial), (64, -6, 0), (64, -9, 0), (64, -9, 1), (128, -4, 0), (128, -4, 1))
+        assert analyze_records([*kept, *failed(removed)]).verdict == "transfers"
+
+    def test_a_size_of_which_all_failed_is_missed(self, trial):
+        lost = failed(trial("mup", 256, lr, seed) for lr in (-7, -6, -5) for seed in (0, 1))
+        report = analyze_records([*sweep(trial), *lost])
+        assert report.verdict == "undecided"
+        assert report.to_json()["open"] == "mup: trials that failed at size 256 may hide the best value: run them again"
+        assert extension_overrides(report) == [
+            "parameterization=mup model.width=256 optimizer.lr=2**-7,2**-6,2**-5 seed=0,1 engine.retry_failed=true"
+        ]
+
+    def test_lines_that_add_values_or_seeds_retry_those_that_failed_among_them(self, trial):
+        edge = [r for r in sweep(trial) if r.config["optimizer"]["lr"] > 2**-6.5]
+        alone = sweep(trial, seeds=(0,))
+        for records, other in ((edge, trial("mup", 64, -7)), (alone, trial("mup", 64, -7, 1))):
+            plain = extension_overrides(analyze_records(records))
+            again = extension_overrides(analyze_records([*records, *failed([other])]))
+            assert again == [f"{x} engine.retry_failed=true" if "width=64" in x else x for x in plain]
+            assert again != plain

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.command import sweep_command, train_command
@@ -19,7 +20,7 @@ from mutransfer.sweep.store import Store
 from mutransfer.sweep.validate import validate
 from mutransfer.transfer import TransferReport, analyze_records, extensions, transfer_hyperparameters
 from mutransfer.transfer.axis import AXES
-from mutransfer.transfer.grid import Extension, grid_overrides
+from mutransfer.transfer.grid import Extension, overrides
 from mutransfer.transfer.target import TargetHyperparameters
 
 
@@ -29,8 +30,8 @@ def run(composer: Composer, arguments: Arguments) -> int:
     if arguments.show_config:
         return print_config(config)
     run_dir, sizes = _run_dir(arguments.positional), _sizes(arguments.target)
-    records = _records(run_dir)
-    report = analyze_records(records, subject=config["subject"], level=config["level"])
+    records, unfinished = _trials(run_dir)
+    report = analyze_records(records, subject=config["subject"], level=config["level"], unfinished=unfinished)
     lines = tuple(_extension_command(report, part, run_dir) for part in extensions(report))
     report = dataclasses.replace(report, commands=lines)
     target = _target(report, sizes) if sizes else None
@@ -43,14 +44,14 @@ def run(composer: Composer, arguments: Arguments) -> int:
     return report.exit_code
 
 
-def _records(run_dir: Path) -> list[TrialRecord]:
-    """Read as from others: nothing is written to their disk, and a damaged record is named as such."""
+def _trials(run_dir: Path) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
+    """The records, and the configs that have none. Read as from others: a damaged one is named, nothing is written."""
     with Store.read_only(run_dir) as store:
-        records, missing = store.records(), store.unfinished()
-    if missing:
-        trials = "1 trial is" if missing == 1 else f"{missing} trials are"
+        records, unfinished = store.records(), store.unfinished()
+    if unfinished:
+        trials = "1 trial is" if len(unfinished) == 1 else f"{len(unfinished)} trials are"
         print(f"{trials} unfinished and not counted: run the same sweep again to finish.", file=sys.stderr)
-    return records
+    return records, unfinished
 
 
 def _run_dir(words: Sequence[str]) -> Path:
@@ -78,7 +79,7 @@ def _extension_command(report: TransferReport, part: Extension, run_dir: Path) -
     """The sweep's own config with the grid of what it lacks, into the same directory."""
     name = part.parameterization
     flat = {**report.settings[name], **report.followers[name][part.sizes[0]]}
-    return sweep_command(flat, grid_overrides(part.grid(report)), str(run_dir))
+    return sweep_command(flat, overrides(report, part), str(run_dir))
 
 
 def _target(report: TransferReport, sizes: Mapping[str, float]) -> TargetHyperparameters:
