@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mutransfer.report.environment import environment_of
-from mutransfer.report.write import write_report
+from mutransfer.report.write import CheckError, read_check, write_report
 
-__all__ = ["environment_of", "write_report"]
+__all__ = ["CheckError", "environment_of", "read_check", "write_report"]

@@ -74,8 +74,13 @@ def _compared(name: str, one: Json, report: Json) -> Markup:
 
 def foreign_check(difference: str) -> Markup:
     """A check that lies beside the sweep and is not about it."""
-    said = f"The check in this directory is not about this sweep: {difference}. Run `mutransfer check` again for it."
-    return tag("section", tag("h2", "Coordinate check: not shown"), tag("p", said))
+    return unshown_check(
+        f"The check in this directory is not about this sweep: {difference}. Run `mutransfer check` again for it."
+    )
+
+
+def unshown_check(why: str) -> Markup:
+    return tag("section", tag("h2", "Coordinate check: not shown"), tag("p", why))
 
 
 def check_verdict(check: Json, *, first: bool) -> Markup:

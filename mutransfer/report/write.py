@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import write_json, write_text
+from mutransfer.records import read_json, write_json, write_text
 from mutransfer.report import sections
 from mutransfer.report.drawings import check_drawings, loss_drawings, optimum_drawing
 from mutransfer.report.environment import environment_of
@@ -20,6 +20,10 @@ from mutransfer.report.page import page
 from mutransfer.report.words import Json, evidence, hyperparameter, reasons
 
 FILE_NAME = "report.html"
+
+
+class CheckError(RunError):
+    """What is given as a coordinate check is none: a report without it can still be written."""
 
 
 class HasJson(Protocol):
@@ -40,6 +44,7 @@ def write_report(
     target: Given = None,
     environment: Mapping[str, Any] | None = None,
     title: str = "mutransfer report",
+    unshown_check: str = "",
 ) -> Path:
     """Writes report.html, its figures as PNG and its numbers as JSON, and returns the page's path.
 
@@ -52,12 +57,14 @@ def write_report(
         target: of `transfer_hyperparameters`.
         environment: of `environment_of(records)`; this machine's versions by default.
         title: of the browser's tab.
+        unshown_check: why the page has no check, for the reader.
 
     Raises:
         ConfigError: nothing to report on.
+        CheckError: the check is not the content of a check.json.
         RunError: no permission, or a full disk.
     """
-    numbers = {"transfer": _content(transfer), "check": _content(check), "target": _content(target)}
+    numbers = {"transfer": _content(transfer), "check": _check_content(check), "target": _content(target)}
     if numbers["transfer"] is None and numbers["check"] is None:
         raise ConfigError("There is nothing to report on: give the result of a transfer analysis or of a check.")
     path = Path(path)
@@ -66,22 +73,36 @@ def write_report(
     try:
         parts, pictures = _body(numbers, command, known)
     except (KeyError, TypeError) as error:
-        raise RunError(f"This is not the content of a transfer.json or check.json: it lacks {error}.") from error
+        raise RunError(f"This is not the content of a transfer.json: it lacks {error}.") from error
+    if unshown_check:
+        parts.insert(-1, sections.unshown_check(unshown_check))
     for name, picture in pictures.items():
         _write_bytes(path.with_name(name), picture)
     _write_numbers(path, numbers, {"command": command, "environment": dict(known)})
     return write_text(path, page(title, parts))
 
 
+def read_check(path: Path) -> Any:
+    """The content of a check.json; None where there is none.
+
+    Raises:
+        CheckError: it cannot be read.
+    """
+    try:
+        return read_json(path) if path.is_file() else None
+    except RunError as error:
+        raise CheckError(str(error)) from None
+
+
 def _content(given: Given) -> Json | None:
-    if given is None or isinstance(given, Mapping):
-        return given
-    if not hasattr(given, "to_json"):
-        raise RunError(
-            f"This is not the content of a transfer.json or check.json: it is a {type(given).__name__}, not a mapping. "
-            "Delete the file, or make it again."
-        )
-    return given.to_json()
+    return given if given is None or isinstance(given, Mapping) else given.to_json()
+
+
+def _check_content(given: Given) -> Json | None:
+    """Comes from a file that anybody may have written."""
+    if given is not None and not isinstance(given, Mapping) and not hasattr(given, "to_json"):
+        raise CheckError(f"This is not the content of a check.json: it is a {type(given).__name__}, not a mapping.")
+    return _content(given)
 
 
 def _body(numbers: Mapping[str, Json | None], command: str, known: Json) -> tuple[list[Markup], dict[str, bytes]]:
@@ -95,8 +116,7 @@ def _body(numbers: Mapping[str, Json | None], command: str, known: Json) -> tupl
         parts.append(sections.numbers(transfer))
         parts += [part for k, one in transfer["hyperparameters"].items() for part in _hyperparameter(k, one, pictures)]
     if check is not None:
-        other = difference(check, transfer) if transfer is not None else ""
-        parts += [sections.foreign_check(other)] if other else _check(check, pictures, first=transfer is None)
+        parts += _check(check, transfer, pictures)
     return [*parts, sections.environment(known, command)], pictures
 
 
@@ -131,7 +151,16 @@ def _evidence(report: Json) -> Markup:
     return tag("span", " ".join(said))
 
 
-def _check(check: Json, pictures: dict[str, bytes], *, first: bool) -> list[Markup]:
+def _check(check: Json, transfer: Json | None, pictures: dict[str, bytes]) -> list[Markup]:
+    try:
+        other = difference(check, transfer) if transfer is not None else ""
+        return [sections.foreign_check(other)] if other else _exponents(check, pictures, first=transfer is None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else f"in it, {error}"
+        raise CheckError(f"This is not the content of a check.json: {lacks}.") from error
+
+
+def _exponents(check: Json, pictures: dict[str, bytes], *, first: bool) -> list[Markup]:
     parts = [sections.check_verdict(check, first=first)]
     drawn = check_drawings(check, "check")
     if drawn is not None:

@@ -171,10 +171,11 @@ def test_the_verdict_of_a_directory_that_cannot_be_written(
 
     monkeypatch.setattr("tempfile.mkstemp", full)
     monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
-    assert main(["transfer", "run"]) == 0
+    assert main(["transfer", "run"]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("mup: transfers over width")
-    assert "the report is not written" in said.err
+    assert "The report is not written: Cannot write" in said.err
+    assert "its own exit code is 0" in said.err
     assert "No space left on device" in said.err
     assert said.err.count("\n") == 1
     assert not {"report.html", "transfer.json"} & {path.name for path in Path("run").iterdir()}
@@ -309,11 +310,44 @@ def test_the_line_to_add_retries_what_failed_before(capsys: pytest.CaptureFixtur
     assert claim.key in {point.key for point in points_of(words)}
 
 
-@pytest.mark.parametrize("foreign", ["[]", '"x"', "3"])
-def test_a_check_json_that_is_no_check_costs_the_report_and_not_the_verdict(
-    foreign: str, capsys: pytest.CaptureFixture[str]
+def test_a_report_that_cannot_be_replaced_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup,sp")
+    Path("run/report.html").mkdir()
+    assert main(["transfer", "run", "subject=sp"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("sp: does not transfer")
+    assert str(Path("run/report.html")) in said.err
+    assert "its own exit code is 1" in said.err
+    assert "Written" not in said.out
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"[]",
+        b'"x"',
+        b"3",
+        b"{}",
+        b"{",
+        b"\xff\xfe",
+        b'{"verdict": "pass"}',
+        b'{"verdict": "pass", "slopes": 3}',
+        b'{"verdict": "pass", "slopes": [{"law": 0, "name": "a", "kind": "init", "value": "x", "low": 0, "high": 1}]}',
+        b'{"verdict": "pass", "slopes": [], "settings": 3}',
+    ],
+)
+def test_a_check_json_that_is_no_check_costs_neither_the_report_nor_the_verdict(
+    foreign: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plant(Path("run"), "parameterization=mup")
-    Path("run/check.json").write_text(foreign)
+    plant(Path("run"), "parameterization=mup", "optimizer.lr=2**-7,2**-6,2**-5", "model.width=32,64")
+    Path("run/check.json").write_bytes(foreign)
     assert main(["transfer", "run"]) == 0
-    assert "the report is not written" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{Path('run/check.json')} is not shown in the report" in error
+    assert "Delete it, or make it again with `mutransfer check ... run_dir=run`" in error
+    assert error.count("\n") == 1
+    page = Path("run/report.html").read_text()
+    assert "Coordinate check: not shown" in page
+    assert "mup transfers" in page
+    assert Path("run/check.json").read_bytes() == foreign

@@ -8,7 +8,7 @@ import pytest
 
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord
-from mutransfer.report import environment_of, write_report
+from mutransfer.report import CheckError, environment_of, write_report
 from mutransfer.report.markup import tag
 
 
@@ -168,6 +168,8 @@ def test_nothing_to_report_on(tmp_path):
 def test_a_file_of_something_else(tmp_path):
     with pytest.raises(RunError, match=r"not the content of a transfer\.json"):
         write_report(tmp_path, {"verdict": "transfers"})
+    with pytest.raises(CheckError, match=r"not the content of a check\.json: it lacks 'slopes'"):
+        write_report(tmp_path, check={"verdict": "pass"})
 
 
 def test_a_folder_that_cannot_be_written(report, tmp_path):

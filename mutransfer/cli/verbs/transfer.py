@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from mutransfer.cli.command import sweep_command, train_command
 from mutransfer.cli.output import print_config, printable
 from mutransfer.cli.targets import check_target
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord, read_json
+from mutransfer.records import TrialRecord
 from mutransfer.sweep.compose import Composer, expand_numbers
 from mutransfer.sweep.store import Store
 from mutransfer.sweep.validate import validate
@@ -25,7 +26,11 @@ from mutransfer.transfer.target import TargetHyperparameters
 
 
 def run(composer: Composer, arguments: Arguments) -> int:
-    """Returns 0 where the subject transfers, 1 where it does not, 3 where the sweep cannot tell."""
+    """Returns 0 where the subject transfers, 1 where it does not, 3 where the sweep cannot tell.
+
+    Where the report cannot be written it is 2, whatever the verdict: a script that goes on to read transfer.json would
+    read none, or an older one. The verdict is printed before, and its own code is in the error.
+    """
     config = validate("transfer", composer.config(arguments.overrides))
     if arguments.show_config:
         return print_config(config)
@@ -38,9 +43,12 @@ def run(composer: Composer, arguments: Arguments) -> int:
     print(printable(report if target is None else f"{report}\n\n{target}"))
     try:
         page = _write(run_dir, report, target, records, _said(arguments))
-        print(f"Written: {page}, {page.with_name('transfer.json')}")
     except (RunError, OSError) as error:
-        print(f"mutransfer: the report is not written: {printable(error)}", file=sys.stderr)
+        raise RunError(
+            f"The report is not written: {str(error).rstrip('.')}. The verdict printed above stands; its own exit code "
+            f"is {report.exit_code}."
+        ) from None
+    print(f"Written: {page}, {page.with_name('transfer.json')}")
     return report.exit_code
 
 
@@ -114,8 +122,16 @@ def _write(
     command: str,
 ) -> Path:
     """report.html with its figures and transfer.json; a check made in the same directory is on the page too."""
-    from mutransfer.report import environment_of, write_report  # imports matplotlib
+    from mutransfer.report import CheckError, environment_of, read_check, write_report  # imports matplotlib
 
-    check = read_json(run_dir / "check.json") if (run_dir / "check.json").is_file() else None
-    environment = environment_of(records)
-    return write_report(run_dir / "report.html", report, check, command=command, target=target, environment=environment)
+    environment, check = environment_of(records), run_dir / "check.json"
+    write = functools.partial(
+        write_report, run_dir / "report.html", report, command=command, target=target, environment=environment
+    )
+    try:
+        return write(read_check(check))
+    except CheckError as error:
+        again = f"Delete it, or make it again with `mutransfer check ... run_dir={run_dir}`."
+        why = f"{check} is not shown in the report. {error} {again}"
+        print(f"mutransfer: {printable(why)}", file=sys.stderr)
+        return write(unshown_check=why)
