@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from mutransfer.errors import ConfigError, RunError
@@ -13,13 +15,17 @@ WANDB_MODES = ("offline", "online", "disabled")
 
 
 class Logger(Protocol):
-    """Three calls per run. Anything that has them can be a logger."""
+    """Three calls per run, and one at the end. Anything that has them can be a logger."""
 
     def start(self, name: str, config: Mapping[str, Any]) -> None: ...
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+    def advice(self) -> str:
+        """A line to print when all is done; empty where there is nothing to say."""
+        ...
 
 
 class NoLogger:
@@ -33,6 +39,9 @@ class NoLogger:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         pass
+
+    def advice(self) -> str:
+        return ""
 
 
 class WandbLogger:
@@ -84,6 +93,15 @@ class WandbLogger:
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update({name: value for name, value in summary.items() if value is not None})
         self._run.finish()
+
+    def advice(self) -> str:
+        """Where runs that were logged offline are, and how to upload them."""
+        if self._run is None or self._mode != "offline":
+            return ""
+        folder = Path(self._run.dir).parents[1]  # of all runs; the run's own files lie in FOLDER/offline-run-.../files
+        if folder.is_relative_to(Path.cwd()):
+            folder = folder.relative_to(Path.cwd())
+        return f"Logged offline in {folder}. To upload: wandb sync {shlex.quote(str(folder))}"
 
 
 def make_logger(settings: Mapping[str, Any]) -> Logger:

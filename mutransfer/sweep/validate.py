@@ -113,8 +113,15 @@ def _check_base(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"base={config['base']} is no width that this model can have: {error}") from None
 
 
+def _check_parts(config: Mapping[str, Any]) -> None:
+    parts, size = config["train"]["accumulate"], config["data"]["batch_size"]
+    if size % parts:
+        raise ConfigError(f"train.accumulate={parts} does not divide data.batch_size={size}. Choose a divisor of it.")
+
+
 def _check_together(config: Mapping[str, Any]) -> None:
     _check_base(config)
+    _check_parts(config)
     table = find_table(config["parameterization"]["name"], PARAMETERIZATIONS)
     optimizer = find_optimizer(config["optimizer"]["name"])
     if optimizer.family not in table.families:

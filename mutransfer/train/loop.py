@@ -126,7 +126,7 @@ def train(
         config: a resolved config; the sections `train`, `precision` and `seed` are read here.
         clip: clips the gradients to a norm and returns the norm before; torch's own global norm where None.
         metrics: called every ten steps and after each validation with the step and the numbers to log.
-        progress: called every ten steps with the steps done and all steps.
+        progress: called before the first step and every ten steps with the steps done and all steps.
         checkpoint: a file to write, every `train.checkpoint_every` steps and at the end.
         resume: go on from that file if it exists.
 
@@ -140,6 +140,8 @@ def train(
         checkpoints.check_room(checkpoint, model, optimizer)
     if resume and checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
+    if progress is not None:
+        progress(run.done, settings.steps)
     while run.done < settings.steps:
         run.step()
         if run.due(CHECK_EVERY):

@@ -48,6 +48,15 @@ def test_wandb_offline_writes_a_run_and_asks_nobody(
     (run,) = tmp_path.glob("wandb/offline-run-*")
     assert list(run.glob("run-*.wandb"))
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+    assert logger.advice().endswith(f"To upload: wandb sync {tmp_path / 'wandb'}")
+
+
+def test_where_nothing_was_logged_offline_there_is_nothing_to_upload(settings: dict[str, Any]) -> None:
+    assert NoLogger().advice() == ""
+    assert make_logger(settings).advice() == ""
+    logger = make_logger({**settings, "mode": "disabled"})
+    log_record(logger, TrialRecord(key="k" * 64, config=CONFIG, status="done"))
+    assert logger.advice() == ""
 
 
 def test_wandb_is_offline_unless_told_otherwise(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from mutransfer.cli import main
-from mutransfer.records import TrialRecord
+from mutransfer.records import Status, TrialRecord
 from mutransfer.sweep.engine import LocalEngine, Watch
 from mutransfer.sweep.key import Point
 from mutransfer.sweep.store import Counts, Store
@@ -109,7 +110,9 @@ def test_a_damaged_record_does_not_keep_a_whole_checkpoint_from_going_on(
     Path("out/train.json").write_text(damage)
     Path("out/checkpoint.pt").unlink()
     assert main(command) == 2
-    assert "train.json is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "train.json is damaged or half-written. Delete it" in error
+    assert error.count("damaged") == 1
 
 
 def test_a_disk_that_fills_up_while_training_costs_the_model_but_not_its_numbers(
@@ -180,7 +183,7 @@ def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.C
         (["model=factory", "model.path=narrow:make", "data=text", "data.path=long.txt", *TINY], "(2, 16, 90)"),
         (["model.width=100"], "must be a multiple of model.head_dim=16"),
         (["device=cuda:99"], "device=cuda:99 cannot be used here"),
-        (["run_dir=short.txt/run", *TINY], "Cannot make short.txt/run"),
+        (["run_dir=short.txt/run", *TINY], "Cannot write short.txt/run"),
         (["engine.workers=0", *TINY], "engine.workers=0"),
         (
             ["logger=wandb", "logger.mode=sometimes", *TINY],
@@ -237,6 +240,88 @@ def test_what_to_run_next_can_be_pasted(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["sweep", "model.width=32", f"run_dir='{run_dir}'", *TINY]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
     assert shlex.split(line)[1:] == ["mutransfer", "transfer", run_dir]
+
+
+def planted(status: Status, loss: float | None) -> Callable[..., list[TrialRecord]]:
+    """Stands in for the engine: every trial of the sweep comes to this, and the store has it."""
+
+    def run(engine: LocalEngine, points: list[Point], store: Store, watch: Watch) -> list[TrialRecord]:
+        store.add("planted", points)
+        while claim := store.claim("planted", "me", 60):
+            store.finish("me", TrialRecord(key=claim.key, config=claim.config, status=status, val_loss=loss))
+        return [store.record(point.key) for point in points]
+
+    return run
+
+
+@pytest.mark.parametrize(("status", "loss"), [("diverged", None), ("done", 2.0)])
+def test_after_a_sweep_that_diverged_everywhere_smaller_learning_rates_come_next(
+    status: Status, loss: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LocalEngine, "run", planted(status, loss))
+    assert main(["sweep", "model.width=32", "optimizer.lr=2**-4,2**-3", *TINY]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Next: " in line)
+    if status == "diverged":
+        assert line.endswith("the same command with smaller learning rates, optimizer.lr=2**-10,2**-8,2**-6")
+    else:
+        assert line == "Next: mutransfer transfer runs/gpt"
+
+
+def test_a_summary_says_that_the_folder_holds_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LocalEngine, "run", planted("done", 2.0))
+    main(["sweep", "model.width=32", "parameterization=mup,sp", "seed=0,1,2", *TINY])
+    assert "holds" not in capsys.readouterr().out
+    main(["sweep", "model.width=32", "seed=5", *TINY])
+    assert (
+        "This command's 1 trial; runs/gpt holds 4, and `mutransfer transfer` reads them all." in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["device=cuda:99"], "cannot be used here"),
+        (["model=factory", "model.path=nowhere:make"], "cannot be imported"),
+        (["data.batch_size=3", "train.accumulate=2"], "train.accumulate=2 does not divide data.batch_size=3"),
+    ],
+)
+def test_a_refused_training_leaves_no_folder(
+    verb: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, *words, "run_dir=a/b/c", "logger=wandb", "logger.mode=offline"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_a_refused_training_keeps_the_folders_that_were_there() -> None:
+    Path("a/b").mkdir(parents=True)
+    assert main(["train", "device=cuda:99", "run_dir=a/b/c"]) == 2
+    assert list(Path().glob("**/*")) == [Path("a"), Path("a/b")]
+
+
+def test_a_training_without_room_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert main(["train", "model.width=32", "run_dir=out", *TINY]) == 2
+    assert not Path("out").exists()
+
+
+def test_a_training_that_is_logged_offline_says_where_and_how_to_upload_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_ERROR_REPORTING", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "true")
+    command = ["train", "model.width=32", f"run_dir='{tmp_path}/my run'", *TINY]
+    assert main([*command, "logger=wandb"]) == 0
+    out = capsys.readouterr().out
+    assert "\nLogged offline in my run/wandb. To upload: wandb sync 'my run/wandb'\n" in out
+    assert len(list(Path("my run/wandb").glob("offline-run-*/run-*.wandb"))) == 1
+    assert main([*command, "resume=never"]) == 0
+    assert "wandb" not in capsys.readouterr().out
 
 
 def test_a_sweep_refuses_a_folder_with_another_corpus(capsys: pytest.CaptureFixture[str]) -> None:

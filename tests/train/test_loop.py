@@ -165,7 +165,7 @@ def test_metrics_and_progress_are_reported(make_run: MakeRun, config: dict[str, 
         metrics=lambda step, values: logged.append((step, values)),
         progress=lambda step, steps: seen.append((step, steps)),
     )
-    assert seen == [(10, 25), (20, 25), (25, 25)]
+    assert seen == [(0, 25), (10, 25), (20, 25), (25, 25)]
     assert [step for step, _ in logged] == [10, 20, 25, 25]
     assert logged[0][1].keys() == {"train_loss", "lr_factor", "grad_norm"}
     assert logged[0][1]["train_loss"] == pytest.approx(dict(outcome.history)[10])

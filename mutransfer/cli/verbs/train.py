@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from mutransfer.cli.arguments import Arguments
 from mutransfer.cli.dispatch import DONE, FAIL
 from mutransfer.cli.loggers import Logger, make_logger
-from mutransfer.cli.output import print_config
+from mutransfer.cli.output import print_config, writable
 from mutransfer.cli.progress import progress_bar
 from mutransfer.cli.summary import describe
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord, check_writable, read_json, write_json
+from mutransfer.records import TrialRecord, read_json, write_json
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.key import TRIAL_SECTIONS
 from mutransfer.sweep.validate import validate
@@ -31,11 +32,14 @@ def run(composer: Composer, arguments: Arguments) -> int:
     if resume and (finished := _finished(run_dir, trial)):
         print(f"Finished before: {describe(finished)}. Give resume=never to train it again.")
         return _code(finished)
-    check_writable(run_dir)
-    record = _train(trial, run_dir, resume, make_logger(config["logger"]))
+    with writable(run_dir):
+        logger = make_logger(config["logger"])
+        record = _train(trial, run_dir, resume, logger)
     path = write_json(run_dir / "train.json", record.to_json())
     print(describe(record))
     print(f"Written: {path}")
+    if advice := logger.advice():
+        print(advice)
     if record.error:
         raise RunError(f"The run has finished, but its model is not saved. {record.error}")
     return _code(record)
@@ -52,9 +56,11 @@ def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
         return None
     try:
         record = TrialRecord.from_json(read_json(file))
-    except RunError as error:
+    except RunError:
         if not (run_dir / CHECKPOINT).is_file():
-            raise RunError(f"{file} is damaged: {error} Delete it, or give resume=never to start over.") from None
+            raise RunError(
+                f"{file} is damaged or half-written. Delete it, or give resume=never to start over."
+            ) from None
         return None  # the checkpoint knows the run, and the record is written again
     if record.error:
         return None
@@ -70,9 +76,17 @@ def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
 def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger) -> TrialRecord:
     from mutransfer.sweep.trial import run_trial
 
-    logger.start(run_dir.name, trial)
     with progress_bar() as bar:
         task = bar.add_task("training", total=trial["train"]["steps"])
+
+        @functools.cache
+        def start() -> None:
+            """Once, before the first step: a training that is refused leaves no run behind."""
+            logger.start(run_dir.name, trial)
+
+        def progress(done: int, _: int) -> None:
+            start()
+            bar.update(task, completed=done)
 
         def metrics(step: int, values: Mapping[str, float]) -> None:
             logger.log(values, step)
@@ -82,7 +96,7 @@ def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger
         record = run_trial(
             trial,
             metrics,
-            progress=lambda done, _: bar.update(task, completed=done),
+            progress=progress,
             checkpoint=run_dir / CHECKPOINT,
             resume=resume,
         )
