@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mutransfer.planning.layout import Labels, Layout, broadcast
+from mutransfer.planning.layout import Labels, Layout, broadcast, union
 from mutransfer.planning.ops import VIEWS
 
 CONTRACTIONS: dict[str, dict[int, tuple[tuple[int, ...], tuple[int, ...]]]] = {
@@ -37,8 +38,6 @@ PROPORTIONAL = {"mul", "div", "neg", "where", "masked_fill", "tril", "triu", "co
 ADDITIVE = {"add", "sub", "where", "masked_fill", "index_put", "_index_put_impl", "index_add", "index_copy",
              "scatter", "masked_scatter", "slice_scatter", "select_scatter"} | COPIES | JOINS  # fmt: skip
 OVERWRITES = {"index_put", "_index_put_impl", "index_copy", "scatter", "masked_scatter", "copy", "fill"}
-PRODUCTS = {"mul", "div", "neg"} | COPIES
-SUMS = {"sum", "mean"}
 STATISTICS = {"linalg_vector_norm", "norm", "sum", "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max",
               "min", "prod"}  # fmt: skip
 """Ops that make a few numbers of a whole tensor: of a weight, what it is normalized by."""
@@ -129,3 +128,18 @@ def reduced(args: tuple[Any, ...], tensor: Tensor) -> Sequence[int]:
     """The dimensions that sum or mean go over."""
     dims = args[1] if len(args) > 1 and args[1] is not None else range(tensor.ndim)
     return (dims,) if isinstance(dims, int) else tuple(dims) or tuple(range(tensor.ndim))
+
+
+def kernel_axes(call: Call, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The dimensions of a convolution's kernel that are summed over, and those that its groups run along; None where
+    that cannot be told. Groups of a batch, one kernel for each sample, run along none of the parameter's own."""
+    kernel = call.held[1]
+    transposed, groups = (bool(call.args[6]), int(call.args[8])) if call.name == "convolution" else (False, 1)
+    own = union(layout.label(kernel), (0,))
+    filters = math.prod(size for _, size, dims in layout.axes if dims & own) if own else kernel.shape[0]
+    groups = max(1, groups * filters // kernel.shape[0])
+    if transposed and groups not in (1, filters):
+        return None  # (in, out / groups, taps): which channels are summed depends on the groups
+    summed = 1 if not transposed else 0 if groups == 1 else None
+    taps = tuple(axis for axis in range(kernel.ndim) if axis > 1 or axis == summed)
+    return taps, (0,) if groups > 1 else ()

@@ -85,8 +85,6 @@ def _product(trace: Trace, value: int, path: _Path) -> int | None:
     """The product q k that a softmax reads; the numbers on the way are taken."""
     while (op := trace.producer(value)) is not None:
         if op.name in ("bmm", "baddbmm") and not op.parameters:
-            alpha = op.kwargs.get("alpha")
-            path.scale *= 1.0 if alpha is None else float(alpha)
             return trace.index(op)
         factor = scalar_of(trace, op)
         if factor is None and op.name not in _BETWEEN_LOGITS_AND_SOFTMAX:

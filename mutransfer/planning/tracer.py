@@ -8,7 +8,7 @@ as they are; an op that an input reaches makes an activation, and is a use of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,38 +24,23 @@ from mutransfer.planning.calls import (
     LOOKUPS,
     NORMS,
     OVERWRITES,
-    PRODUCTS,
     PROPORTIONAL,
     SHAPED_ALIKE,
     STATISTICS,
-    SUMS,
     Call,
     address,
     flat,
     gathers_first,
+    kernel_axes,
     moved,
-    reduced,
     tensors_in,
 )
-from mutransfer.planning.layout import Dims, Form, Labels, Layout, broadcast, union
+from mutransfer.planning.layout import Dims, Form, Layout, union
 from mutransfer.planning.ops import Op, Use
+from mutransfer.planning.products import Products, weight_uses
+from mutransfer.planning.rewrites import rewritten
 
 _FORMS: tuple[Form, ...] = ("proportional", "shifted", "nonlinear")
-
-
-@dataclass
-class _Product:
-    """An activation times a parameter, entry by entry. Where it is summed and read nowhere else, that contracts the
-    parameter, as in `(h * v).sum(-1)`. `shared` are the dimensions that the activation has too: each of its entries
-    meets its own."""
-
-    layouts: tuple[Layout, ...]
-    shared: Mapping[str, Dims]
-    source: _Product | None = None
-    readers: int = 0
-
-    def read_once(self) -> bool:
-        return self.readers == 1 and (self.source is None or self.source.read_once())
 
 
 class Tracer(TorchDispatchMode):
@@ -83,17 +68,14 @@ class Tracer(TorchDispatchMode):
         self._draws_its_own = not self._activations  # a generator that is given a count: whatever it makes is an input
         self._statistics: dict[int, Mapping[str, frozenset[int]]] = {}
         self._dropped: set[tuple[str, int]] = set()
-        self._products: dict[int, _Product] = {}
-        self._summed: list[tuple[_Product, str, Use]] = []
+        self._products = Products()
 
     def uses(self) -> dict[str, tuple[Use, ...]]:
         """Every use of every parameter, in execution order."""
         found = {
             name: [use for use in uses if (name, use.op) not in self._dropped] for name, uses in self._uses.items()
         }
-        for product, name, use in self._summed:
-            if product.read_once():
-                found[name].append(use)
+        self._products.settle(found)
         return {name: tuple(sorted(uses, key=lambda use: use.op)) for name, uses in found.items()}
 
     def number(self, tensor: Tensor, *, fresh: bool = False) -> int:
@@ -107,7 +89,11 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        grouped = func.overloadpacket.__name__ == "_grouped_mm"
+        packet = func.overloadpacket.__name__
+        if (parts := rewritten(packet, args, kwargs)) is not None:
+            with self:
+                return parts()
+        grouped = packet == "_grouped_mm"
         out = _grouped_product(func, args, kwargs) if grouped else func(*args, **kwargs)
         known = func.namespace in ("aten", "prims")
         if known or any(self._held_by(t) for t in tensors_in(args)):
@@ -122,6 +108,9 @@ class Tracer(TorchDispatchMode):
         held = {i: t for i, t in enumerate(every) if isinstance(t, Tensor) and i not in numbers}
         layouts = {i: found for i, t in held.items() if (found := self._held_by(t))}
         call = Call(func, args, held, layouts, results, known)
+        weights = self._products.weights(call)
+        parameters = {i: found[0].parameter for i, found in layouts.items()}
+        parameters |= {i: parts[0].layout.parameter for i, parts in weights.items()}
         valued = call.name not in SHAPED_ALIKE
         drawn = self._draws_its_own and not held
         static = not drawn and not (valued and any(address(t) in self._activations for t in held.values()))
@@ -133,7 +122,7 @@ class Tracer(TorchDispatchMode):
                 tuple(self.number(t, fresh=call.in_place) for t in results),
                 tuple(numbers.values()),
                 {k: v for k, v in kwargs.items() if isinstance(v, int | float | None)},
-                {i: found[0].parameter for i, found in layouts.items()},
+                parameters,
                 frozenset(p.parameter for found in layouts.values() for p in found if p.form != "proportional"),
                 tuple(tuple(t.shape) for t in held.values()),
                 tuple(tuple(t.shape) for t in results),
@@ -145,12 +134,14 @@ class Tracer(TorchDispatchMode):
             if not static:
                 self._activations.update(address(r) for r in results)
             self._take(call, static)
+            for i, parts in weights.items():
+                for name, use in weight_uses(call, i, parts, self._make("contraction")):
+                    self._uses[name].append(use)
 
     def _take(self, call: Call, static: bool) -> None:
         """What an op that computes something does to the parameters among its operands."""
-        self._follow_products(call)
-        if static:
-            self._follow_statistics(call)
+        self._products.follow(call, self._make("contraction"))
+        self._follow_statistics(call, static)
         if call.name in SHAPED_ALIKE:
             return
         if static and call.layouts and call.elementwise:
@@ -201,23 +192,25 @@ class Tracer(TorchDispatchMode):
             self.normalized.add(call.layouts[0][0].parameter)
         self._carry(call, carried)
 
-    def _follow_statistics(self, call: Call) -> None:
+    def _follow_statistics(self, call: Call, static: bool) -> None:
         """What is made of a parameter's values alone, and by which ops: its norm, the largest singular value.
 
-        A parameter that is divided by its own is normalized, and those ops were no use of it.
+        A parameter that is divided by its own is normalized, and those ops were no use of it. A weight that a style
+        modulates is normalized so as well (StyleGAN2 calls it demodulation).
         """
         made: dict[str, frozenset[int]] = {}
+        held = {i: call.layouts.get(i, ()) if static else self._products.modulated(t) for i, t in call.held.items()}
         for i, t in call.held.items():
             for name, ops in self._statistics.get(address(t), {}).items():
                 made[name] = made.get(name, frozenset()) | ops
             summed = call.name in STATISTICS or call.name in CONTRACTIONS or call.name == "vdot"
-            for layout in call.layouts.get(i, ()) if summed else ():
+            for layout in held[i] if summed else ():
                 made[layout.parameter] = made.get(layout.parameter, frozenset()) | {len(self.ops) - 1}
-        own = {layout.parameter for found in call.layouts.values() for layout in found}
+        own = {layout.parameter for found in held.values() for layout in found}
         normalized = own & set(made) if call.name in ("mul", "div") else set()
         self.normalized |= normalized
         self._dropped |= {(name, op) for name in normalized for op in made[name]}
-        if made and not normalized:
+        if made and not normalized and (static or len(call.held) == 1):
             self._statistics[address(call.results[0])] = made
 
     def _carry(self, call: Call, forms: Mapping[int, Form]) -> None:
@@ -246,26 +239,9 @@ class Tracer(TorchDispatchMode):
             for labels in (p.label(table),)
         )
 
-    def _follow_products(self, call: Call) -> None:
-        """Products of a parameter and an activation, until they are summed."""
-        for t in call.held.values():
-            product = self._products.get(address(t))
-            if product is None:
-                continue
-            product.readers += 1
-            for layout in product.layouts if call.name in SUMS else ():
-                if summed := union(layout.label(t), reduced(call.args, t)):
-                    batch = product.shared[layout.parameter] - summed
-                    self._summed.append((product, layout.parameter, self._make("contraction", summed, batch)))
-            if call.name in PRODUCTS and call.results[0].shape == t.shape:
-                copies = tuple(Layout.of(p.parameter, call.results[0], p.label(t)) for p in product.layouts)
-                self._products[address(call.results[0])] = _Product(copies, product.shared, product)
-
     def _use_all(self, call: Call) -> None:
         for i in call.layouts:
             self._add(call, i, self._use(call, i))
-            if call.name == "mul" and len(call.held) == 2:
-                self._products[address(call.results[0])] = _product(call, i)
         if call.in_place:  # an activation was written over what held the parameter
             self._layouts.pop(address(call.results[0]), None)
 
@@ -278,6 +254,8 @@ class Tracer(TorchDispatchMode):
             if layout.form == "nonlinear":
                 own = replace(own, additive=False, nonlinear=True)
             self._uses[layout.parameter].append(own)
+            if self._is_activation(call):
+                self._products.begin(call, index, layout, own)
 
     def _use(self, call: Call, index: int) -> Use | None:
         """What an op does to one of its operands; None where that is not known."""
@@ -290,10 +268,7 @@ class Tracer(TorchDispatchMode):
         return self._elementwise(call, index)
 
     def _elementwise(self, call: Call, index: int) -> Use | None:
-        name, tensor = call.name, call.held[index]
-        depends = name in ("mul", "div") and sum(n > 1 for n in tensor.shape) > 1
-        if depends and tensor.shape == call.results[0].shape and self._is_activation(call):
-            return None  # a weight that an input gates: what is summed later is no longer the parameter alone
+        name = call.name
         biased = name in CONTRACTIONS or "convolution" in name or name.startswith("_scaled_dot_product")
         if call.in_place and name in OVERWRITES and index == 0 and not self._is_activation(call):
             return None  # a part of a weight is overwritten: what is summed later is no longer the parameter alone
@@ -304,34 +279,16 @@ class Tracer(TorchDispatchMode):
 
     def _contraction(self, call: Call, index: int, layout: Layout) -> Use | None:
         labels = layout.label(call.held[index])
-        if "convolution" in call.name:
-            return self._convolution(call, labels)
-        contracted, batch = CONTRACTIONS[call.name][index]
-        others = [j for j in call.layouts if j != index and j in CONTRACTIONS[call.name]]
+        axes = kernel_axes(call, layout) if "convolution" in call.name else CONTRACTIONS[call.name][index]
+        if axes is None:
+            return None
+        contracted, batch = axes
+        others = [j for j in call.layouts if j != index and j in CONTRACTIONS.get(call.name, ())]
         partner = call.layouts[others[0]][0].parameter if others else ""
         return replace(self._make("contraction", union(labels, contracted), union(labels, batch)), partner=partner)
 
-    def _convolution(self, call: Call, labels: Labels) -> Use | None:
-        kernel = call.held[1]
-        transposed, groups = (bool(call.args[6]), int(call.args[8])) if call.name == "convolution" else (False, 1)
-        if transposed and groups > 1 and groups != kernel.shape[0]:
-            return None  # (in, out / groups, taps): which channels are summed depends on the groups
-        summed = 1 if not transposed else 0 if groups == 1 else None
-        taps = tuple(axis for axis in range(kernel.ndim) if axis > 1 or axis == summed)
-        return self._make("contraction", union(labels, taps), union(labels, (0,) if groups > 1 else ()))
-
     def _make(self, kind: Any, contracted: Dims = frozenset(), batch: Dims = frozenset()) -> Use:
         return Use(kind, contracted, batch, len(self.ops) - 1, self.ops[-1].module)
-
-
-def _product(call: Call, index: int) -> _Product:
-    """What `mul` makes of the parameters in one operand and the activation in the other."""
-    result = call.results[0]
-    (other,) = (t for i, t in call.held.items() if i != index)
-    wide = [axis for axis in range(-other.ndim, 0) if other.shape[axis] > 1]
-    labels = {p.parameter: broadcast(p.label(call.held[index]), result.ndim) for p in call.layouts[index]}
-    layouts = tuple(Layout.of(name, result, row) for name, row in labels.items())
-    return _Product(layouts, {name: union(row, wide) for name, row in labels.items()})
 
 
 def _grouped_product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
