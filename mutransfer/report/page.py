@@ -10,7 +10,7 @@ from mutransfer.report.markup import Markup, tag, text
 
 DARK = (
     "--page:#0f1216;--card:#171b21;--ink:#e6e9ee;--soft:#9aa4b2;--line:#2b323b;--code:#0f1317;"
-    "--good:#3fb950;--bad:#ff7b72;--open:#e3b341;--good-soft:#12261a;--bad-soft:#2b1716;--open-soft:#2a2112;"
+    "--good:#3fb950;--bad:#ff7b72;--open:#e3b341;--good-soft:#12261a;--bad-soft:#2b1716;--open-soft:#2a2112;--shade:#000000d0;"
 )
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is loaded and no script runs, whatever a record may say."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import image
 
 from mutransfer.transfer import Point, TransferReport, analyze
 
@@ -127,6 +130,11 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def picture(self) -> np.ndarray:
+        """The window's pixels: rows, columns, red to alpha between 0 and 1."""
+        data = base64.b64decode(self.call("Page.captureScreenshot")["data"])
+        return image.imread(io.BytesIO(data))
 
     def complaints(self) -> list[str]:
         """Everything that the console shows: errors, warnings, exceptions, refused loads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mutransfer.report import write_report
@@ -38,6 +39,39 @@ def test_wide_tables_scroll_in_their_own_box(browser, written):
     browser.open(written, 400)
     boxes = "[...document.querySelectorAll('.scroll')].some(b => b.scrollWidth > b.clientWidth)"
     assert browser.evaluate(boxes)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_shadow_shows_on_which_side_a_table_goes_on(browser, written, scheme):
+    table = (
+        "[...document.querySelectorAll('.scroll')].find(b => !b.closest('details') && b.scrollWidth > b.clientWidth)"
+    )
+    browser.open(written, 400, scheme=scheme)
+    contrast = {}
+    for name, to in (("start", 0), ("end", 9999)):
+        browser.evaluate(f"{table}.scrollIntoView({{block: 'center'}}); {table}.scrollLeft = {to}")
+        edges = browser.evaluate(f"(b => [b.left, b.right, b.top, b.bottom])({table}.getBoundingClientRect())")
+        contrast[name] = _contrasts(browser.picture(), *map(round, edges))
+    (left, right), (left_at_end, right_at_end) = contrast["start"], contrast["end"]
+    assert min(right, left_at_end) > 0.03  # of full brightness
+    assert max(left, right_at_end) < 0.01
+
+
+def test_a_table_that_fits_has_no_shadow(browser, written):
+    fits = (
+        "[...document.querySelectorAll('.scroll')].find(b => !b.closest('details') && b.scrollWidth <= b.clientWidth)"
+    )
+    browser.open(written, 1280)
+    browser.evaluate(f"{fits}.scrollIntoView({{block: 'center'}})")
+    edges = browser.evaluate(f"(b => [b.left, b.right, b.top, b.bottom])({fits}.getBoundingClientRect())")
+    assert max(_contrasts(browser.picture(), *map(round, edges))) < 0.01
+
+
+def _contrasts(picture, left, right, top, bottom):
+    """How far a table's outermost columns of pixels are from the card beside it, where no letters are."""
+    card = np.median(picture[top:bottom, left - 5, :3], axis=0)
+    columns = (picture[top + 2 : bottom - 2, k, :3] for k in (left + 1, right - 2))
+    return [float(np.abs(np.median(column, axis=0) - card).max()) for column in columns]
 
 
 def test_nothing_is_fetched(browser, written):
