@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mutransfer.sweep.compose import Composer, flat_keys
@@ -15,13 +15,16 @@ _ALWAYS_SAID = ("model", "parameterization")
 _PLAIN = re.compile(r"[\w./:@%+-]+")
 
 
-def train_command(flat: Mapping[str, Any]) -> str:
+def train_command(flat: Mapping[str, Any], always: Collection[str] = ()) -> str:
     """`mutransfer train ...` for a flat trial config: the groups, and every key that differs from what they say.
+
+    Args:
+        always: keys that the line holds even where the groups say the same, now.
 
     >>> train_command({"model.name": "gpt", "model.width": 1024, "parameterization.name": "mup"})
     'mutransfer train model=gpt parameterization=mup model.width=1024'
     """
-    return _command("train", flat, [])
+    return _command("train", flat, always, [])
 
 
 def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) -> str:
@@ -30,16 +33,17 @@ def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) ->
     >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/gpt")
     'mutransfer sweep model=gpt parameterization=mup seed=0,1 run_dir=runs/gpt'
     """
-    return _command("sweep", flat, [*grid, f"run_dir={_literal(run_dir)}"])
+    return _command("sweep", flat, (), [*grid, f"run_dir={_literal(run_dir)}"])
 
 
-def _command(verb: str, flat: Mapping[str, Any], more: Sequence[str]) -> str:
+def _command(verb: str, flat: Mapping[str, Any], always: Collection[str], more: Sequence[str]) -> str:
     composer = Composer(verb)
     choices = _choices(composer, flat)
     said = composer.config(choices)
     known = {key: _at(said, key) for key in flat_keys(said)}
-    changed = [f"{key}={_literal(value)}" for key, value in flat.items() if known.get(key, ...) != value]
-    return " ".join(["mutransfer", verb, *(shlex.quote(word) for word in [*choices, *changed, *more])])
+    said = {key: value for key, value in flat.items() if key in always or known.get(key, ...) != value}
+    overrides = [f"{key}={_literal(value)}" for key, value in said.items()]
+    return " ".join(["mutransfer", verb, *(shlex.quote(word) for word in [*choices, *overrides, *more])])
 
 
 def _choices(composer: Composer, flat: Mapping[str, Any]) -> list[str]:

@@ -49,3 +49,9 @@ def test_what_is_the_default_is_not_repeated() -> None:
 
 def test_another_config_gives_another_command() -> None:
     assert train_command(flat(["seed=1"])) != train_command(flat(["seed=2"]))
+
+
+def test_keys_that_must_be_said_are_said_where_they_are_the_default() -> None:
+    wanted = flat([])
+    assert "model.width" not in train_command(wanted)
+    assert f"model.width={wanted['model.width']}" in train_command(wanted, ["model.width"])

@@ -78,6 +78,17 @@ def test_what_transfers_is_said_and_its_target_can_be_trained(capsys: pytest.Cap
     assert math.log2(config["optimizer"]["lr"]) == pytest.approx(-6.1, abs=0.2)
 
 
+def test_what_the_target_shares_with_the_defaults_is_in_its_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup")
+    default = Composer("train").config(["model=gpt"])["model"]["width"]
+    main(["transfer", "run", "--target", f"model.width={default}"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mutransfer train")]
+    keys = [word.partition("=")[0] for word in shlex.split(line)[2:]]
+    assert len(keys) == len(set(keys))
+    assert {"model", "parameterization", "model.width", "base", "optimizer.lr"} <= set(keys)
+    assert f"model.width={default} " in line
+
+
 def test_what_does_not_transfer_exits_with_1() -> None:
     plant(Path("run"), "parameterization=mup,sp")
     assert main(["transfer", "run", "subject=sp"]) == 1

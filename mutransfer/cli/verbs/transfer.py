@@ -100,11 +100,15 @@ def _target(report: TransferReport, sizes: Mapping[str, float]) -> TargetHyperpa
 
 
 def _command(report: TransferReport, target: TargetHyperparameters) -> str:
-    """The proxy's own config with the target's sizes and hyperparameters in it, and a directory of its own."""
+    """The proxy's own config with the target's sizes and hyperparameters in it, and a directory of its own.
+
+    Sizes, base and hyperparameters are said even where they are the defaults: the line means the same behind others.
+    """
     flat = dict(report.settings[target.parameterization])
-    flat |= {AXES[name].key: size for name, size in target.target.items()}
+    given = {AXES[name].key: size for name, size in target.target.items()}
+    given |= {one.key: one.value for one in target.values}
     sizes = "-".join(f"{name}{size:g}" for name, size in target.target.items())
-    train = train_command(flat | {one.key: one.value for one in target.values})
+    train = train_command(flat | given, {*given, "base"})
     return f"{train} run_dir=runs/{flat.get('model.name', 'target')}-{sizes}"
 
 
