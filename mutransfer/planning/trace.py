@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.calls import tensors_in
-from mutransfer.planning.laws import untouched_rng
+from mutransfer.planning.laws import in_place, untouched_rng
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.tracer import Tracer
 
@@ -97,7 +97,7 @@ def trace(
     ) from failure
 
 
-LARGEST_REAL = 2**26
+LARGEST_REAL = 2**29
 """Parameters of the largest model that is run on real values."""
 _ASKS_FOR_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 
@@ -144,7 +144,7 @@ def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _run(model: nn.Module, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> Trace:
     tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
     given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
-    with _module_path(model, tracer.path), _cells_kept(model), mode, tracer:
+    with _module_path(model, tracer.path), _cells_kept(model), in_place(), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
     results = frozenset(tracer.number(t) for t in tensors_in((out,)))
     return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)

@@ -59,7 +59,8 @@ class Tracer(TorchDispatchMode):
         self._uses: dict[str, list[Use]] = {name: [] for name in parameters}
         self._numbers: dict[int, int] = {}
         self._count = -1
-        self._alive: list[Any] = []  # values and storages are told apart by address: none may be freed
+        # values and storages are told apart by address: none may be freed
+        self._alive: list[Any] = [p.untyped_storage() for p in parameters.values()]
         self._layouts: dict[int, tuple[Layout, ...]] = {
             address(p): (Layout.whole(name, p),)
             for name, p in reversed(list(parameters.items()))  # tied names: the first one stands for all
