@@ -1,0 +1,41 @@
+"""A forward pass that does more to its own modules than call them is traced all the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import mutransfer as mt
+
+X = torch.zeros(2, 6, 5)
+
+
+class Switch(nn.Module):
+    """SwitchTransformers' layer: the router is cast to its own dtype in every call, and the experts that were chosen run
+    one after the other."""
+
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.embed, self.router = nn.Linear(5, width), nn.Linear(width, 3)
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        self.router = self.router.to(self.dtype)
+        gates = torch.softmax(self.router(h.to(self.dtype)), -1).to(h.dtype)
+        chosen = nn.functional.one_hot(gates.argmax(-1), 3)
+        mixed = torch.zeros_like(h)
+        for expert in torch.greater(chosen.sum((0, 1)), 0).nonzero():
+            mixed = mixed + self.experts[int(expert)](h) * gates[..., int(expert), None]
+        return mixed
+
+
+def test_a_router_that_casts_itself_in_the_forward_pass_is_traced_and_left_as_it_was() -> None:
+    for dtype in (torch.float32, torch.float64):
+        model = Switch(64, dtype)
+        before = dict(model.named_parameters())
+        build = lambda width, dtype=dtype: Switch(width, dtype)  # noqa: E731
+        plan = mt.plan(model, "mup", base=16, factory=build, example_inputs=X)
+        assert (plan["router.weight"].role, plan["experts.0.weight"].role) == ("output", "hidden")
+        assert all(p is before[name] and p.dtype == torch.float32 for name, p in model.named_parameters())
