@@ -16,9 +16,10 @@ from mutransfer.transfer.axis import find_axis
 from mutransfer.transfer.cap import cap
 from mutransfer.transfer.curves import Curve, curves_of
 from mutransfer.transfer.fit import fit
+from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, Selection, as_records, select, swept
 from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
-from mutransfer.transfer.summary import is_control, summarize
+from mutransfer.transfer.summary import incomplete, is_control, summarize
 from mutransfer.transfer.verdict import worst
 
 DRAWS = 1000
@@ -60,12 +61,12 @@ def analyze(
     find_axis(axis)
     names = list(dict.fromkeys(point.parameterization for point in points))
     subjects = _subjects(subject, names)
-    curves, notes = _analyzable(points, subjects, x)
+    curves, short, notes = _analyzable(points, subjects, x)
     fits = {
         name: fit(of_name, level, draws, np.random.default_rng([seed, k]))
         for k, (name, of_name) in enumerate(curves.items())
     }
-    analyzed = {name: summarize(name, fits, level) for name in fits}
+    analyzed = {name: incomplete(summarize(name, fits, level), short[name]) for name in fits}
     return TransferReport(
         verdict=worst([analyzed[name].verdict for name in subjects]),
         subject=subjects,
@@ -151,35 +152,52 @@ def _subjects(subject: str | Sequence[str] | None, names: Sequence[str]) -> tupl
     return given
 
 
-def _analyzable(points: Sequence[Point], subjects: Sequence[str], x: str) -> tuple[dict[str, list[Curve]], list[str]]:
-    """The curves with enough values and the parameterizations with enough sizes; a subject must be one of them."""
+def _analyzable(
+    points: Sequence[Point], subjects: Sequence[str], x: str
+) -> tuple[dict[str, list[Curve]], dict[str, list[Curve]], list[str]]:
+    """The curves with enough values and those without, of every parameterization with enough sizes; notes.
+
+    A subject must be one of them.
+    """
     kept: dict[str, list[Curve]] = {}
+    left_out: dict[str, list[Curve]] = {}
     notes: list[str] = []
     for name in dict.fromkeys(point.parameterization for point in points):
         curves = curves_of([point for point in points if point.parameterization == name])
         short = [curve for curve in curves if curve.usable.sum() < MIN_VALUES]
         whole = [curve for curve in curves if curve.usable.sum() >= MIN_VALUES]
-        counts = ", ".join(f"{int(curve.usable.sum())} at size {curve.size:g}" for curve in short)
         if len(whole) < MIN_SIZES and name in subjects:
-            raise ConfigError(_too_few(name, curves, counts, x))
-        if short or len(whole) < MIN_SIZES:
-            notes.append(
-                f"{name}: left out where fewer than {MIN_VALUES} values of {x} converged ({counts or 'one size'})."
-            )
-        if len(whole) >= MIN_SIZES:
-            kept[name] = whole
-            notes += _seed_notes(name, whole)
-    return kept, notes
+            raise ConfigError(_too_few(name, curves, short, x))
+        if len(whole) < MIN_SIZES:
+            notes.append(f"{name}: left out, since {_too_few(name, curves, short, x)}")
+        else:
+            kept[name], left_out[name] = whole, short
+            notes += [*_short_notes(name, short, x), *_seed_notes(name, whole)]
+    return kept, left_out, notes
 
 
-def _too_few(name: str, curves: Sequence[Curve], counts: str, x: str) -> str:
-    if counts:
-        return (
-            f"{name} has too few values of {x} that converged in every seed ({counts}); transfer needs at least "
-            f"{MIN_VALUES} at each of {MIN_SIZES} sizes: add some around the best one."
-        )
-    size = f"{curves[0].size:g}"
-    return f"{name} was swept at size {size} only; transfer needs at least {MIN_SIZES} sizes: add a larger one."
+def _too_few(name: str, curves: Sequence[Curve], short: Sequence[Curve], x: str) -> str:
+    """What is missing and what to do about it, in one sentence."""
+    if not short:
+        size = f"{curves[0].size:g}"
+        return f"{name} was swept at size {size} only; transfer needs at least {MIN_SIZES} sizes: add a larger one."
+    add = ",".join(exact(value) for value in sorted({value for curve in short for value in curve.more()}))
+    if not any(curve.usable.any() for curve in short):
+        sizes = ", ".join(f"{curve.size:g}" for curve in short)
+        return f"{name} diverged at every value of {x} at size {sizes}: add smaller ones, such as {x}={add}."
+    return (
+        f"{name} has too few values of {x} that converged in every seed ({_counts(short)}); transfer needs at least "
+        f"{MIN_VALUES} at each of {MIN_SIZES} sizes: add more, such as {x}={add}."
+    )
+
+
+def _counts(curves: Sequence[Curve]) -> str:
+    return ", ".join(f"{int(curve.usable.sum())} at size {curve.size:g}" for curve in curves)
+
+
+def _short_notes(name: str, short: Sequence[Curve], x: str) -> list[str]:
+    left_out = f"{name}: left out where fewer than {MIN_VALUES} values of {x} converged ({_counts(short)})."
+    return [left_out] if short else []
 
 
 def _seed_notes(name: str, curves: Sequence[Curve]) -> list[str]:

@@ -69,7 +69,7 @@ class Curve:
 
     @property
     def spacing(self) -> float:
-        return float(np.median(np.diff(self.x)))
+        return float(np.median(np.diff(self.x))) if len(self.x) > 1 else 1.0
 
     @property
     def interior(self) -> bool:
@@ -93,6 +93,13 @@ class Curve:
         if np.isinf(self.mean[at + 1]) and gap > CLIFF + 1e-9:
             return powers(self.x[at] + gap / 2)
         return ()
+
+    def more(self) -> tuple[float, ...]:
+        """The values to add where too few converged: smaller ones below divergence, else one beyond each end."""
+        step = self.spacing
+        if self.usable.all():
+            return powers(self.x[0] - step, self.x[-1] + step)
+        return powers(*(float(self.x[0] - step * k) for k in (3, 2, 1)))
 
     def counts(self) -> Array:
         """Trials behind each usable mean."""

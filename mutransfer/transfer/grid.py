@@ -57,9 +57,9 @@ def _lacking(name: str, one: ParameterizationTransfer, report: TransferReport) -
 
 
 def _seeds(one: ParameterizationTransfer, size: float, report: TransferReport) -> tuple[int, ...]:
-    """Those of the size's curve; where all its trials failed, theirs."""
+    """Those of the size's curve; where it has none, those of its failed trials, or else all."""
     failed = {point.seed for point in report.failed if (point.parameterization, point.size) == (one.name, size)}
-    return tuple(one.curves[size].losses) if size in one.curves else tuple(sorted(failed))
+    return tuple(one.curves[size].losses) if size in one.curves else tuple(sorted(failed)) or report.seeds
 
 
 def extension_overrides(report: TransferReport) -> list[str]:

@@ -113,7 +113,8 @@ def select(
     _same_data(given)
     failed = sum(record.status == "failed" for record in given)
     if failed == len(given):
-        raise RunError("There is no finished trial to analyze. Run the sweep first: mutransfer sweep ...")
+        what = f"all {failed} failed: add engine.retry_failed=true to" if failed else "run it first:"
+        raise RunError(f"There is no finished trial to analyze; {what} mutransfer sweep ...")
     along = find_axis(axis)
     asked = [_trial("unfinished", config, math.nan, "unfinished", along, x) for config in unfinished]
     trials = _share_base([*(_trial_of(record, along, x) for record in given), *asked])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -15,7 +16,7 @@ from mutransfer.transfer.curves import Curve, powers, seed_effects
 from mutransfer.transfer.fit import Bottoms, Fit
 from mutransfer.transfer.result import Measured, Optimum, ParameterizationTransfer
 from mutransfer.transfer.valley import Array
-from mutransfer.transfer.verdict import decide
+from mutransfer.transfer.verdict import decide, worst
 
 ONE_SEED = "one seed shows no noise: add seeds (seed=0,1)"
 
@@ -41,6 +42,21 @@ def summarize(name: str, fits: Mapping[str, Fit], level: float) -> Parameterizat
         curves={curve.size: _measured(curve) for curve in fit.curves},
         is_control=is_control(name),
     )
+
+
+def incomplete(one: ParameterizationTransfer, short: Sequence[Curve]) -> ParameterizationTransfer:
+    """At most "undecided" where training diverged at so many values that a size had to be left out.
+
+    A size at which few values were tried, and none diverged, was not asked about: it may be part of another sweep.
+    """
+    diverged = [curve for curve in short if not curve.usable.all()]
+    if not diverged:
+        return one
+    sizes = ", ".join(f"{curve.size:g}" for curve in diverged)
+    reason = f"training diverged at most values of size {sizes}, which is left out: add smaller ones"
+    missing = dict(sorted({**one.missing, **{curve.size: curve.more() for curve in diverged}}.items()))
+    verdict = worst([one.verdict, "undecided"])
+    return replace(one, verdict=verdict, reasons=(reason, *one.reasons), missing=missing)
 
 
 def is_control(name: str) -> bool:

@@ -156,7 +156,11 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
     if len(whole) >= MIN_SIZES:
         return _from_report(analyze_records(records, subject=chosen), chosen)
     if not whole:
-        raise ConfigError(f"{chosen} was tuned over too few values of {x}: at least {MIN_VALUES} must converge.")
+        add = ",".join(map(exact, curves[0].more()))
+        raise ConfigError(
+            f"{chosen} was tuned over too few values of {x}: at least {MIN_VALUES} must converge; add some, such as "
+            f"{x}={add}."
+        )
     alone = fit(whole, LEVEL, DRAWS, np.random.default_rng(0))
     draws = None if alone.resampled is None else 2.0 ** alone.resampled.position[:, 0]
     best = interval(2.0 ** float(alone.measured.position[0]), draws, LEVEL, None if draws is not None else ONE_SEED)

@@ -321,6 +321,26 @@ def test_the_line_to_add_retries_what_failed_before(capsys: pytest.CaptureFixtur
     assert claim.key in {point.key for point in points_of(words)}
 
 
+def test_a_sweep_that_diverged_everywhere_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup", "seed=0")
+    with sqlite3.connect(Path("run") / FILE_NAME) as db:
+        db.execute("""UPDATE run SET status = 'diverged', record = json_set(record, '$.status', 'diverged')""")
+    db.close()
+    assert main(["transfer", "run"]) == 2
+    error = capsys.readouterr().err
+    assert "mup diverged at every value of optimizer.lr at size 32, 64, 128: add smaller ones" in error
+    assert error.count("\n") == 1
+
+
+def test_a_sweep_that_failed_everywhere_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("run"), "parameterization=mup", "seed=0")
+    with sqlite3.connect(Path("run") / FILE_NAME) as db:
+        db.execute("""UPDATE run SET status = 'failed', record = json_set(record, '$.status', 'failed')""")
+    db.close()
+    assert main(["transfer", "run"]) == 2
+    assert "all 24 failed: add engine.retry_failed=true" in capsys.readouterr().err
+
+
 def test_a_report_that_cannot_be_replaced_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     plant(Path("run"), "parameterization=mup,sp")
     Path("run/report.html").mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -289,6 +290,33 @@ class TestBadInput:
     def test_options_out_of_range(self, options):
         with pytest.raises(ConfigError):
             analyze(parabola(), **options)
+
+    @pytest.mark.parametrize("sizes", [(32, 64, 128), (64, 128)])
+    def test_where_all_diverged_one_sentence_asks_for_smaller_values(self, sizes):
+        diverged = [dataclasses.replace(p, loss=math.inf) if p.size in sizes else p for p in parabola()]
+        with pytest.raises(ConfigError) as caught:
+            analyze(diverged)
+        named = ", ".join(map(str, sizes))
+        assert str(caught.value) == (
+            f"mup diverged at every value of optimizer.lr at size {named}: add smaller ones, such as "
+            "optimizer.lr=2**-12,2**-11,2**-10."
+        )
+
+    def test_a_size_at_which_all_diverged_leaves_the_verdict_undecided_and_asks_for_smaller_values(self):
+        diverged = [dataclasses.replace(p, loss=math.inf) if p.size == 128 else p for p in parabola()]
+        report = analyze(diverged)
+        assert report.verdict == "undecided"
+        assert "diverged at most values of size 128" in report["mup"].reasons[0]
+        assert extension_overrides(report) == [
+            "parameterization=mup model.width=128 optimizer.lr=2**-12,2**-11,2**-10 seed=0,1"
+        ]
+        few = [p for p in parabola() if p.size != 128 or p.lr == 2**-6]
+        assert analyze(few).verdict == "transfers"  # one value at 128 that did not diverge was no sweep of it
+
+    def test_a_control_that_diverged_everywhere_is_left_out_with_the_same_advice(self):
+        report = analyze([*parabola(), *[dataclasses.replace(p, loss=math.inf) for p in parabola("sp")]])
+        assert report.verdict == "transfers"
+        assert any("sp: left out, since sp diverged at every value" in note for note in report.notes)
 
     def test_a_control_with_too_few_trials_is_left_out_and_said(self):
         report = analyze([*parabola(), *[p for p in parabola("sp") if p.size == 32]])
