@@ -20,16 +20,26 @@ def clip_grad_norm_(model: nn.Module, plan: PlanData, max_norm: float) -> Tensor
     by its multiplier in the gauge over its multiplier here (`ParamPlan.clip`). Then every form clips alike.
 
     Args:
+        model: the planned model itself, not its parameters: they are told apart by name.
         max_norm: of the global 2-norm; positive.
+
+    Raises:
+        ConfigError: what is given is no model or no norm, or a gradient is sparse.
     """
     if not (isinstance(max_norm, numbers.Real | Tensor) and max_norm > 0):
         raise ConfigError(f"max_norm={max_norm!r} must be a positive number.")
-    weighted = [(line.clip, p.grad) for line, p in planned_parameters(model, plan) if p.grad is not None]
-    if not weighted:
+    graded = [(line, p.grad) for line, p in planned_parameters(model, plan) if p.grad is not None]
+    if not graded:
         return torch.zeros(())
-    gradients = [gradient for _, gradient in weighted]
+    for line, gradient in graded:
+        if gradient.is_sparse:
+            raise ConfigError(
+                f"The gradient of {line.name!r} is sparse, and only dense ones can be clipped. Build its layer with "
+                "sparse=False."
+            )
+    gradients = [gradient for _, gradient in graded]
     norms = torch._foreach_norm(gradients)
-    scaled = [norm if weight == 1.0 else norm * weight for (weight, _), norm in zip(weighted, norms, strict=True)]
+    scaled = [norm if line.clip == 1.0 else norm * line.clip for (line, _), norm in zip(graded, norms, strict=True)]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(gradients[0].device) for norm in scaled]))
     torch._foreach_mul_(gradients, (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def param_groups(
             none of them are left out, as torch does.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a parameter that is in the groups twice.
         RuleError: weight decay where the optimizer has no width law for it.
         RoleError: a group with a parameter that is not the model's.
     """
@@ -57,7 +58,17 @@ def param_groups(
         values = {"lr": lr, "weight_decay": weight_decay, "eps": eps} | dict(group)
         _check(values, plan)
         made += _split(values, _members(group, by_tensor, model), plan)
+    _refuse_repeated(made)
     return made
+
+
+def _refuse_repeated(made: Sequence[Group]) -> None:
+    counts = Counter(name for group in made for name in group["param_names"])
+    for name, count in counts.items():
+        if count > 1:
+            raise ConfigError(
+                f"groups= holds {name!r} {count} times: an optimizer would step it as often. Leave it in one, once."
+            )
 
 
 def _checked_groups(groups: Any) -> list[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mutransfer.errors import ShapeError
+from mutransfer.errors import ConfigError, ShapeError
 from mutransfer.planning.data import ParamPlan, PlanData
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -24,8 +24,14 @@ def planned_parameters(model: nn.Module, plan: PlanData) -> list[tuple[ParamPlan
     """Every parameter with its line, in the model's order.
 
     Raises:
+        ConfigError: it is no model.
         ShapeError: the model is not the one that was planned.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"A plan knows parameters by their names, which a {type(model).__name__} has not: give the model itself in "
+            "place of model.parameters()."
+        )
     lines = {name: line for line in plan for name in (line.name, *line.aliases)}
     found = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     if found and all(name.startswith("module.") for name in found) and not set(found) & set(lines):
