@@ -106,6 +106,7 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
     has_eps = find_optimizer(plan.optimizer).has_eps
     merged: dict[tuple[float, float, float], Group] = {}
     for line, tensor in members:
+        _refuse_decay(line, float(values["weight_decay"]))
         key = (line.lr, line.eps, line.weight_decay)
         if key not in merged:
             scaled = {"lr": values["lr"] * line.lr, "weight_decay": values["weight_decay"] * line.weight_decay}
@@ -116,6 +117,17 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
         merged[key]["params"].append(tensor)
         merged[key]["param_names"].append(line.name)
     return list(merged.values())
+
+
+def _refuse_decay(line: ParamPlan, weight_decay: float) -> None:
+    """A gain that enters as 1 + w and holds a branch's multiplier c is c (1 + w) - 1: decay would pull it to 0, not to
+    c - 1."""
+    if line.offset and line.fold != 1.0 and weight_decay * line.weight_decay > 0:
+        raise RuleError(
+            f"{line.name!r} enters as {line.offset:g} + w and holds its branch's multiplier, so no weight decay trains "
+            "it as the base's would. Leave it out of the decay (a group of its own with weight_decay=0 in groups=), or "
+            "use form='explicit'."
+        )
 
 
 def _check(values: Mapping[str, Any], plan: PlanData) -> None:

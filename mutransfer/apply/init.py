@@ -33,6 +33,8 @@ def initialize(model: nn.Module, plan: PlanData) -> None:
             tensor.copy_(_draw(line, tensor))
         elif line.init_factor != 1.0:
             tensor.mul_(line.init_factor)
+            if line.offset:  # c (1 + w) - 1
+                tensor.add_(line.offset * (line.init_factor - 1))
 
 
 def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
     digest = hashlib.sha256(f"{torch.initial_seed()} {line.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
     fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-    mean = 0.0 if line.init_law.centred else line.init_law.mean * line.init_factor
+    mean = 0.0 if line.init_law.centred else (line.offset + line.init_law.mean) * line.init_factor - line.offset
     return (fresh * line.init_std + mean).to(tensor)
 
 

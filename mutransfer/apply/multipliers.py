@@ -16,10 +16,12 @@ from mutransfer.planning.data import AttentionPlan, SwapPlan
 
 
 class Scaled:
-    """Mixin: `parameter_multipliers` scale parameters where they are read, `weight_multiplier` the layer's weight."""
+    """Mixin: `parameter_multipliers` scale parameters where they are read, `weight_multiplier` the layer's weight,
+    `output_multiplier` all that a layer of no known kind returns."""
 
     parameter_multipliers: dict[str, float]
     weight_multiplier: float
+    output_multiplier: float
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
@@ -28,6 +30,12 @@ class Scaled:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (type(self).plain,), self.__dict__  # type: ignore[attr-defined]
+
+
+class ScaledOutput(Scaled):
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = type(self).plain.forward(self, *args, **kwargs)
+        return out if self.output_multiplier == 1.0 else out * self.output_multiplier
 
 
 class ScaledLinear(Scaled):
@@ -74,7 +82,7 @@ def _mixin(plain: type[nn.Module]) -> type[Scaled]:
         return ScaledEmbedding
     if plain.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
         return ScaledConv
-    return Scaled
+    return ScaledOutput
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
@@ -87,9 +95,11 @@ def apply_swaps(model: nn.Module, swaps: Iterable[SwapPlan]) -> None:
         module = model.get_submodule(swap.module)
         if not isinstance(module, Scaled):
             module.__class__ = scaled_class(type(module))
-            module.__dict__.update(parameter_multipliers={}, weight_multiplier=1.0)
+            module.__dict__.update(parameter_multipliers={}, weight_multiplier=1.0, output_multiplier=1.0)
         if swap.side == "module":
             module.__dict__["weight_multiplier"] = swap.multiplier
+        elif swap.side == "output":
+            module.__dict__["output_multiplier"] = swap.multiplier
         else:
             module.__dict__["parameter_multipliers"][swap.parameter] = swap.multiplier
 

@@ -13,7 +13,7 @@ from mutransfer.apply.clip import clip_grad_norm_
 from mutransfer.apply.groups import EPS, make_optimizer, param_groups
 from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
-from mutransfer.errors import AlreadyParameterizedError, ConfigError, RuleError
+from mutransfer.errors import AlreadyParameterizedError, ConfigError
 from mutransfer.planning.base import BaseSpec
 from mutransfer.planning.data import Form, Init, PlanData
 from mutransfer.planning.options import make_options
@@ -84,7 +84,7 @@ def plan(
     optimizer: str = "adamw",
     base_depth: int | Mapping[str, int] | None = None,
     example_inputs: Any = None,
-    factory: Callable[[int], nn.Module] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
     scale: Literal["heads", "head_dim"] = "heads",
     roles: Mapping[str, str] | None = None,
     form: Form = "auto",
@@ -94,8 +94,6 @@ def plan(
 ) -> Plan:
     """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
     refuse_parameterized(model)
-    if base_depth is not None:
-        raise RuleError("base_depth= belongs to depth parameterizations; every table here is width-only. Leave it out.")
     options = make_options(
         parameterization,
         optimizer,
@@ -106,7 +104,7 @@ def plan(
         hyperparameters=hyperparameters,
         strict=strict,
     )
-    made = resolve(model, options, base, factory=factory, example_inputs=example_inputs)
+    made = resolve(model, options, base, base_depth=base_depth, factory=factory, example_inputs=example_inputs)
     return Plan(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
 
 
@@ -118,7 +116,7 @@ def parameterize(
     optimizer: str = "adamw",
     base_depth: int | Mapping[str, int] | None = None,
     example_inputs: Any = None,
-    factory: Callable[[int], nn.Module] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
     scale: Literal["heads", "head_dim"] = "heads",
     roles: Mapping[str, str] | None = None,
     form: Form = "auto",
@@ -141,11 +139,14 @@ def parameterize(
             takes its own `.config`), a dict of config fields (its widths: what differs from the model's own), a model
             of that size, or the path of a saved plan.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
-        base_depth: for depth parameterizations.
+        base_depth: the base's number of blocks, for a table with depth rules ("completep", "depth-mup") where base= is
+            a width; a dict of config fields where the stacks differ. Any other base has a depth of its own.
         example_inputs: a tensor, tuple or dict that the forward pass accepts; only shapes and dtypes matter.
-        factory: width -> model, for a model that cannot be rebuilt from its own config.
+        factory: width -> model, for a model that cannot be rebuilt from its own config; (width, depth) -> model with
+            base_depth=.
         scale: what grows with width in a config: the number of "heads", or "head_dim".
-        roles: glob over parameter names -> role, where a role cannot be proven or you know better.
+        roles: glob over parameter names -> role, where a role cannot be proven or you know better; under a table with
+            depth rules also -> place ("inner", "terminal", "stream norm", "outside").
         form: "folded" (init and lr only; the model's code is untouched), "explicit" (multipliers in the forward pass),
             or "auto": folded where that is exact. All train alike.
         init: "rescale" (the model's own draws, each tensor times one factor), "table" (seeded normal draws, for a model
@@ -153,7 +154,7 @@ def parameterize(
             code stays), or "keep" (a pretrained model: its function is not changed, only optimizer groups are made).
         strict: raise where a role cannot be proven; False guesses from sizes and lists the guesses in the plan.
         hyperparameters: muP's own, tuned on the proxy: {"output_mult": 2, "attn_mult": 1, "embedding_mult": 1,
-            "init_std.hidden": 0.5, "lr.input": 8, "lr.*.bias": 0.5}.
+            "residual_mult": 1, "init_std.hidden": 0.5, "lr.input": 8, "lr.*.bias": 0.5}.
 
     Raises:
         RuleError: unknown parameterization or optimizer, or a table without the needed column.

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
-from mutransfer.planning.data import PlanData
+from mutransfer.planning.data import ParamPlan, PlanData
+from mutransfer.planning.depths import depth_values, differing_depths, is_depth
 from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import POOLED_REBUILDS, Law, estimate, fits, parameters_of, read_defaults, read_laws
-from mutransfer.planning.rebuild import Build, HeadScaling
-from mutransfer.planning.sizes import Dim, Shapes, compare, shapes_of
+from mutransfer.planning.rebuild import Build, HeadScaling, Rebuilt
+from mutransfer.planning.sizes import Dim, Shapes, check_structure, compare, shapes_of
+from mutransfer.planning.stacks import Stacks, compare_depths
 
 Laws = dict[str, Law]
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
@@ -35,6 +37,8 @@ class Base:
         build: makes the base, to trace its attention; None where it cannot be made.
         forward: of the base, where it is known without building.
         words: what the base is, for the printed plan.
+        stacks: which of its tensors stands for which of the model's; dims and laws have the model's names.
+        deeper: makes the base twice as deep, where its depth can be chosen.
     """
 
     dims: Mapping[str, tuple[Dim, ...]]
@@ -43,17 +47,23 @@ class Base:
     build: Build | None
     forward: Forward | None
     words: str
+    stacks: Stacks
+    deeper: Build | None = None
 
 
 def read_base(
     model: nn.Module,
     base: BaseSpec,
     *,
-    factory: Callable[[int], nn.Module] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
+    depth: int | Mapping[str, int] | None = None,
     scale: HeadScaling = "heads",
     need_laws: bool = True,
 ) -> Base:
     """Reads the base in whatever form it was given.
+
+    Args:
+        depth: the base's, where it is given as a width; else the base has one.
 
     Raises:
         ConfigError, ShapeError: it does not fit the model, or the model cannot be made at the base's size.
@@ -66,53 +76,67 @@ def read_base(
         raise ConfigError(f"base={base!r} must be a width, a positive whole number.")
     if factory is not None and not isinstance(base, int):
         raise ConfigError("factory= makes models from a width: give base= as the base's width with it.")
+    if depth is not None and not isinstance(base, int):
+        raise ConfigError("base_depth= goes with a base= that is a width; any other base has a depth of its own.")
     if isinstance(base, int) and factory is not None:
-        shapes = shapes_of(model)
-        make_base, make_model, probes, width = rebuild.from_factory(shapes, factory, base)
-        words = f"width {base} (model: {width})"
-        return _rebuilt(shapes, probes[0], probes, make_base, make_model, words, need_laws)
+        return _rebuilt(shapes_of(model), rebuild.from_factory(shapes_of(model), factory, base, depth), need_laws)
     if isinstance(base, int | Mapping):
-        return _from_config(model, base, scale, need_laws)
+        return _from_config(model, base, depth, scale, need_laws)
     if isinstance(base, nn.Module):
         return _from_module(model, base, need_laws)
     return _from_file(model, Path(base), need_laws)
 
 
-def _from_config(model: nn.Module, base: int | Mapping[str, Any], scale: HeadScaling, need_laws: bool) -> Base:
+def _from_config(
+    model: nn.Module,
+    base: int | Mapping[str, Any],
+    depth: int | Mapping[str, int] | None,
+    scale: HeadScaling,
+    need_laws: bool,
+) -> Base:
     if not rebuild.has_config(model):
         raise ShapeError(
             f"{type(model).__name__} cannot be built at another width: it has no .config that its class takes. "
             "Give factory= (a function from width to model), or give base= as a model of the base's size."
         )
-    if isinstance(base, int):
-        fields = rebuild.base_fields(model.config, base, scale)
+    if isinstance(base, Mapping):
+        depth = {name: value for name, value in base.items() if is_depth(name, model.config)} or None
+        fields = rebuild.given_fields(model.config, {k: v for k, v in base.items() if k not in (depth or {})})
+        fields = fields or (_own_width(model.config) if depth else {})
     else:
-        fields = rebuild.given_fields(model.config, base)
-    make_base, make_model, base_shapes, probes = rebuild.from_config(model, fields)
-    words = ", ".join(f"{name} {value}" for name, value in fields.items())
-    return _rebuilt(shapes_of(model), base_shapes, probes, make_base, make_model, words, need_laws)
+        fields = rebuild.base_fields(model.config, base, scale)
+    depths = {} if depth is None else depth_values(model.config, depth)
+    return _rebuilt(shapes_of(model), rebuild.from_config(model, fields, depths), need_laws)
 
 
-def _rebuilt(
-    model: Shapes,
-    base: Shapes,
-    probes: Sequence[Shapes],
-    make_base: Build,
-    make_model: Build,
-    words: str,
-    need_laws: bool,
-) -> Base:
+def _rebuilt(model: Shapes, rebuilt: Rebuilt, need_laws: bool) -> Base:
     """Where the laws are not needed (init="table"), a matrix that is drawn off zero is drawn anew around it."""
-    dims = compare(model, base, probes)
-    same = dict(model) == dict(base)
-    base_laws = read_laws(make_base)
-    own_laws = base_laws if same else _exact(read_laws(make_model), base_laws, dims)
+    stacks = stacks_of(rebuilt.shapes, model)
+    probes = [probe if set(probe) == set(model) else stacks.seen_from_model(probe) for probe in rebuilt.probes]
+    dims = compare(model, stacks.seen_from_model(rebuilt.shapes), probes)
+    base_laws = stacks.seen_from_model(read_laws(rebuilt.base))
+    same = dict(model) == dict(rebuilt.shapes)
+    own_laws = base_laws if same else _exact(read_laws(rebuilt.model), base_laws, dims)
     if not need_laws:
         drawn_anew = {name for name, law in base_laws.items() if _off_zero(law) and not _is_vector(dims[name])}
         base_laws, own_laws = (
             {name: law for name, law in laws.items() if name not in drawn_anew} for laws in (base_laws, own_laws)
         )
-    return Base(dims, base_laws, own_laws, make_base, None, words)
+    return Base(dims, base_laws, own_laws, rebuilt.base, None, rebuilt.words, stacks, rebuilt.deeper)
+
+
+def stacks_of(base: Mapping[str, Any], model: Mapping[str, Any]) -> Stacks:
+    """Which tensor of the base stands for which of the model: by name, or where their depths differ, by template.
+
+    Raises:
+        ShapeError: base and model are of different structure.
+    """
+    if set(base) == set(model):
+        return Stacks.of_one_depth(model)
+    stacks = compare_depths(base, model)
+    if not stacks.deeper:
+        check_structure(dict.fromkeys(model, ()), dict.fromkeys(base, ()))
+    return stacks
 
 
 def _off_zero(law: Law) -> bool:
@@ -136,17 +160,18 @@ def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
             "The base has exactly the model's sizes and neither can be built at another width, so nothing shows which "
             "sizes are widths. Give factory= (a function from width to model) with base= as a width."
         )
-    dims = compare(shapes, base_shapes)
+    stacks = stacks_of(base_shapes, shapes)
+    dims = compare(shapes, stacks.seen_from_model(base_shapes))
     if not need_laws:
-        laws, own = _laws_of_vectors(model, dims, _laws_by_values(base))
-        return Base(dims, laws, own, lambda: base, None, words)
+        laws, own = _laws_of_vectors(model, dims, stacks.seen_from_model(_laws_by_values(base)))
+        return Base(dims, laws, own, lambda: base, None, words, stacks)
     if any(p.is_meta for module in (base, model) for p in module.parameters()):
         raise ShapeError(
             "Base or model is on the meta device and cannot be built again, so its init is unknown. Give factory= "
             "(a function from width to model), a base with real weights, or init='table'."
         )
-    laws, own = _laws_of_two(base, model, dims)
-    return Base(dims, laws, own, lambda: base, None, words)
+    laws, own = _laws_of_two(base, model, dims, stacks)
+    return Base(dims, laws, own, lambda: base, None, words, stacks)
 
 
 def _defaults(model: nn.Module) -> Laws:
@@ -188,11 +213,13 @@ def _laws_of_vectors(model: nn.Module, dims: Mapping[str, Sequence[Dim]], base: 
     return {name: base[name] for name in vectors}, {name: own.get(name, base[name]) for name in vectors}
 
 
-def _laws_of_two(base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[Dim]]) -> tuple[Laws, Laws]:
+def _laws_of_two(
+    base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[Dim]], stacks: Stacks
+) -> tuple[Laws, Laws]:
     """The init laws of two fresh models that cannot be built again: each layer's own default where both models' values
     fit it, else what the values show."""
-    defaults = _defaults(base), _defaults(model)
-    values = parameters_of(base), parameters_of(model)
+    defaults = stacks.seen_from_model(_defaults(base)), _defaults(model)
+    values = stacks.seen_from_model(parameters_of(base)), parameters_of(model)
     laws: Laws = {}
     own: Laws = {}
     for name in values[1]:
@@ -207,27 +234,27 @@ def _laws_of_two(base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[
 
 def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: bool) -> Base:
     """Base and model of one class with configs: what differs between the configs is the width."""
-    differing = rebuild.differing_fields(model.config, base.config)
-    fields = differing or rebuild.base_fields(model.config, getattr(model.config, rebuild.width_field(model.config)))
-    make_base, make_model, _, probes = rebuild.from_config(model, fields)
-    return _rebuilt(shapes_of(model), shapes_of(base), probes, make_base, make_model, words, need_laws)
+    fields = rebuild.differing_fields(model.config, base.config) or _own_width(model.config)
+    made = rebuild.from_config(model, fields, differing_depths(model.config, base.config))
+    return _rebuilt(shapes_of(model), dataclasses.replace(made, shapes=shapes_of(base), words=words), need_laws)
+
+
+def _own_width(config: Any) -> dict[str, int]:
+    return rebuild.base_fields(config, getattr(config, rebuild.width_field(config)))
 
 
 def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
     saved = PlanData.load(path)
     shapes = shapes_of(model)
-    base_shapes = {name: line.base_shape for line in saved for name in (line.name, *line.aliases)}
-    growing = {name: line for line in saved for name in (line.name, *line.aliases)}
-    dims = {
-        name: tuple(
-            dataclasses.replace(dim, grows=dim.grows or axis in growing[name].growing) for axis, dim in enumerate(row)
-        )
-        for name, row in compare(shapes, base_shapes).items()
-    }
-    laws = {name: line.base_law for name, line in growing.items()}
+    lines = {name: line for line in saved for name in (line.name, *line.aliases)}
+    stacks = stacks_of(lines, shapes)
+    of_base = stacks.seen_from_model(lines)
+    rows = compare(shapes, {name: line.base_shape for name, line in of_base.items()})
+    dims = {name: _growing_as(of_base[name], row) for name, row in rows.items()}
+    laws = {name: line.base_law for name, line in of_base.items()}
     if not need_laws:
         laws, own = _laws_of_vectors(model, dims, laws)
-        return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}")
+        return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}", stacks)
     values, defaults = parameters_of(model), _defaults(model)
     if any(p.is_meta for p in values.values()):
         raise ShapeError("The model is on the meta device and its init is unknown: give base= as a width, or factory=.")
@@ -237,7 +264,12 @@ def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
             own[name] = defaults[name]
         else:
             own[name] = _snapped(name, estimate(value), laws[name], dims[name])
-    return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}")
+    return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}", stacks)
+
+
+def _growing_as(line: ParamPlan, row: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Dimensions that are of one size in base and model grow where the saved plan says that they do."""
+    return tuple(dataclasses.replace(dim, grows=dim.grows or axis in line.growing) for axis, dim in enumerate(row))
 
 
 def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:

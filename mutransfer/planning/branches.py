@@ -96,8 +96,8 @@ def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Temp
     before those with experts) is one of its stack.
     """
     few, many = _most(shallow, templates), _most(deep, templates)
-    known = [b for b in deep if b.kind != "projection" or _key(b, templates) in few]
-    growing = [b for b in known if many[_key(b, templates)] > few.get(_key(b, templates), 0)]
+    known = [b for b in deep if b.kind != "projection" or key_of(b, templates) in few]
+    growing = [b for b in known if many[key_of(b, templates)] > few.get(key_of(b, templates), 0)]
     stacks = {(_stack(b, templates), b.inside) for b in growing}
     beside = [b for b in known if b.kind != "projection" and _stack(b, templates) is not None]
     return tuple(b for b in deep if b in growing or (b in beside and (_stack(b, templates), b.inside) in stacks))
@@ -107,14 +107,15 @@ def _stack(branch: Branch, templates: Templates) -> str | None:
     return templates.stack(branch.terminals[0] if branch.terminals else branch.module)
 
 
-def _key(branch: Branch, templates: Templates) -> tuple[str, ...]:
+def key_of(branch: Branch, templates: Templates) -> tuple[str, ...]:
+    """What a branch has in common with those of the other blocks, and of the base."""
     ends = dict.fromkeys(map(templates.of, branch.terminals))
     return (templates.of(branch.module), "onto a projection" * (branch.kind == "projection"), branch.blocked_by, *ends)
 
 
 def _most(branches: Sequence[Branch], templates: Templates) -> dict[tuple[str, ...], int]:
     """Branch, block indices left out -> how many there are, in the enclosing branch that has the most."""
-    counts = Counter((branch.inside, _key(branch, templates)) for branch in branches)
+    counts = Counter((branch.inside, key_of(branch, templates)) for branch in branches)
     most: dict[tuple[str, ...], int] = {}
     for (_, key), count in counts.items():
         most[key] = max(count, most.get(key, 0))

@@ -13,9 +13,10 @@ from mutransfer.planning import render
 from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import Law
 from mutransfer.records import jsonable, read_json, write_json
+from mutransfer.rules.depth import Place
 from mutransfer.rules.table import Role
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON that `save` writes."""
 
 Form = Literal["auto", "folded", "explicit"]
@@ -41,6 +42,9 @@ class ParamPlan:
         carried: the part of the fold that acts for another tensor: a tied readout's multiplier, a softmax scale.
         lr, eps, weight_decay: factors on the optimizer's values.
         clip: weight of its gradient in the global norm, see `Plan.clip_grad_norm_`.
+        place: where it stands in a residual stack, and `m_depth`: how much deeper that is than the base's; outside
+            and 1 under a table of widths only.
+        offset: a number that it enters with (1 of a gain that is 1 + w): the fold is on their sum.
         growing: the dimensions that follow the width.
         frozen: it does not require a gradient; it is initialised but never grouped.
         why: the reason in words.
@@ -65,6 +69,9 @@ class ParamPlan:
     weight_decay: float
     clip: float
     carried: float = 1.0
+    place: Place = Place.OUTSIDE
+    m_depth: float = 1.0
+    offset: float = 0.0
     growing: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     frozen: bool = False
@@ -77,7 +84,7 @@ class ParamPlan:
             values[key] = tuple(values[key])
         for key in ("init_law", "base_law"):
             values[key] = Law.from_json(values[key])
-        values["role"] = Role(values["role"])
+        values |= {"role": Role(values["role"]), "place": Place(values["place"])}
         return cls(**values)
 
 
@@ -89,13 +96,14 @@ class SwapPlan:
         module: its path in the model.
         parameter: the local name of the parameter that the multiplier belongs to.
         multiplier: on that parameter's contribution.
-        side: "module" (the layer's input or output is scaled) or "parameter" (the parameter is, where it is read).
+        side: "module" (the layer's input or output is scaled), "parameter" (the parameter is, where it is read), or
+            "output" (all that the module returns is).
     """
 
     module: str
     parameter: str
     multiplier: float
-    side: Literal["module", "parameter"]
+    side: Literal["module", "parameter", "output"]
 
 
 @dataclass(frozen=True)

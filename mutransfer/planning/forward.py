@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mutransfer.planning.graph import readers
 from mutransfer.planning.ops import VIEWS, Op, Trace
 from mutransfer.planning.sites import AttentionSite, attention_sites, normalizes, scalar_of
+from mutransfer.planning.stacks import Stacks
 
 _WHOLE = {"mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm", "embedding", "index", "index_select", "mul",
           "native_layer_norm", "_fused_rms_norm"}  # fmt: skip
 """Ops of which the result is proportional to the parameters that they read, taken together."""
 _ROWS_TIMES_COLUMNS = {"mm": (0, 1), "bmm": (0, 2), "addmm": (1, 1), "baddbmm": (1, 2), "dot": (0, 0), "mv": (0, 1)}
 """Op -> the operand and its dimension that is summed over."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,43 @@ class Forward:
         products = tuple((str(module), int(size)) for module, size in data["products"])
         constants = tuple((str(m), math.nan if value is None else float(value)) for m, value in data["constants"])
         return cls(scales, products, constants)
+
+    def seen_from(self, model: Forward, stacks: Stacks, *, shared: bool = False) -> Forward:
+        """The same of a base under the names of a model's modules, whose blocks may be more or fewer.
+
+        Args:
+            shared: a module may run more or less often than at the base, once for every layer (ALBERT).
+        """
+        scales = _by_module(_unnumbered(self.scales), _unnumbered(model.scales), stacks, shared)
+        return Forward(
+            dict(zip(_numbered(module for module, _ in scales), (scale for _, scale in scales), strict=True)),
+            _by_module(self.products, model.products, stacks, shared),
+            _by_module(self.constants, model.constants, stacks, shared),
+        )
+
+
+def _by_module(
+    base: Sequence[tuple[str, T]], model: Sequence[tuple[str, Any]], stacks: Stacks, shared: bool
+) -> tuple[tuple[str, T], ...]:
+    """The base's entries in the order of the model's: a module's first for its counterpart's first, and so on."""
+    known: dict[str, list[T]] = {}
+    for module, value in base:
+        known.setdefault(module, []).append(value)
+    wanted = Counter(module for module, _ in model)
+    values = {module: _as_often(known.get(stacks.module(module), []), n, shared) for module, n in wanted.items()}
+    taken: Counter[str] = Counter()
+    found: list[tuple[str, T]] = []
+    for module, _ in model:
+        found += [(module, value) for value in values[module][taken[module] : taken[module] + 1]]
+        taken[module] += 1
+    return (*found, *((module, value) for module in wanted for value in values[module][taken[module] :]))
+
+
+def _as_often(values: list[T], wanted: int, shared: bool) -> list[T]:
+    """A shared module's entries, again for every run that the model has more, or fewer."""
+    if not shared or not values or (wanted % len(values) and len(values) % wanted):
+        return values
+    return (values * (wanted // len(values) + 1))[:wanted]
 
 
 @dataclass(frozen=True)
@@ -73,12 +112,20 @@ def forward_of(trace: Trace) -> Forward:
 
 def names_of(sites: Sequence[AttentionSite]) -> list[str]:
     """An attention's name is its module's path, with #2 for the module's second."""
+    return _numbered(site.module for site in sites)
+
+
+def _numbered(modules: Iterable[str]) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
-    for site in sites:
-        seen[site.module] += 1
-        keys.append(site.module if seen[site.module] == 1 else f"{site.module}#{seen[site.module]}")
+    for module in modules:
+        seen[module] += 1
+        keys.append(module if seen[module] == 1 else f"{module}#{seen[module]}")
     return keys
+
+
+def _unnumbered(named: Mapping[str, T]) -> list[tuple[str, T]]:
+    return [(key.partition("#")[0], value) for key, value in named.items()]
 
 
 def compare_forward(trace: Trace, base: Forward) -> tuple[list[Correction], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mutransfer.errors import ConfigError, RoleError, RuleError, nearest
+from mutransfer.errors import ConfigError, RoleError, nearest
 from mutransfer.rules.table import Role
 
 MULTIPLIERS = ("output_mult", "attn_mult", "embedding_mult", "residual_mult")
@@ -23,7 +23,7 @@ class Hyperparameters:
         output_mult: on the logits.
         attn_mult: on the softmax scale.
         embedding_mult: on what role input contributes.
-        residual_mult: on every residual branch; depth parameterizations only.
+        residual_mult: on every residual branch that repeats with depth; tables with depth rules only.
         init_std: role -> factor on the std of drawn tensors.
         lr: role or glob over parameter names -> factor on the learning rate; all that match multiply.
     """
@@ -52,7 +52,6 @@ def parse_hyperparameters(given: Mapping[str, Any] | None) -> Hyperparameters:
 
     Raises:
         ConfigError: an unknown name, or a value that is not a positive number.
-        RuleError: residual_mult, which no width-only table has.
     """
     flat = _flatten(given or {})
     multipliers: dict[str, float] = {}
@@ -70,10 +69,6 @@ def parse_hyperparameters(given: Mapping[str, Any] | None) -> Hyperparameters:
         else:
             known = [*MULTIPLIERS, *(f"init_std.{r}" for r in INIT_ROLES), *(f"lr.{r}" for r in Role)]
             raise ConfigError(f"There is no hyperparameter {name!r}.{nearest(name, known)}")
-    if multipliers.get("residual_mult", 1.0) != 1.0:
-        raise RuleError(
-            "residual_mult scales residual branches: it belongs to depth tables, a width-only one has none."
-        )
     return Hyperparameters(**multipliers, init_std=init_std, lr=lr)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mutransfer.errors import ConfigError, nearest
+from mutransfer.errors import ConfigError, RuleError, nearest
 from mutransfer.planning.data import Form, Init
 from mutransfer.planning.hyperparameters import Hyperparameters, parse_hyperparameters
 from mutransfer.planning.rebuild import HeadScaling
+from mutransfer.rules.depth import Place
 from mutransfer.rules.optimizers import Optimizer, find_optimizer
 from mutransfer.rules.table import Parameterization, Role, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
@@ -25,6 +26,7 @@ class Options:
     init: Init
     scale: HeadScaling
     roles: Mapping[str, str]
+    places: Mapping[str, Place]
     hyperparameters: Hyperparameters
     strict: bool
 
@@ -56,8 +58,17 @@ def make_options(
         if value not in get_args(allowed):
             raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
     own = parse_hyperparameters(hyperparameters)
+    if own.residual_mult != 1.0 and table.depth is None:
+        raise RuleError(
+            f"residual_mult scales residual branches, and {table.name!r} is a table of widths only. Use 'completep' or "
+            "'depth-mup', or leave it at 1."
+        )
     named = {str(pattern): str(role) for pattern, role in (roles or {}).items()}
-    return Options(table, family, form, init, scale, named, own, strict)  # type: ignore[arg-type]
+    places = {pattern: Place(role) for pattern, role in named.items() if role in set(Place)}
+    if places and table.depth is None:
+        raise RuleError(f"roles= names {next(iter(places.values()))!r}, a place in depth, and {table.name!r} has none.")
+    named = {pattern: role for pattern, role in named.items() if pattern not in places}
+    return Options(table, family, form, init, scale, named, places, own, strict)  # type: ignore[arg-type]
 
 
 def _refuse_no_mapping(name: str, given: Any, example: Mapping[str, Any]) -> None:

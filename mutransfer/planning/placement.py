@@ -55,6 +55,14 @@ class Placement:
         self.why[name] = f"{self.why.get(name, '')}; {why}"
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Multipliers of the residual branches, on the parameters that end them; `offset` are those that enter as 1 + w."""
+
+    multipliers: Mapping[str, float] = field(default_factory=dict)
+    offset: frozenset[str] = frozenset()
+
+
 def place_multipliers(
     model: nn.Module,
     trace: Trace,
@@ -63,18 +71,20 @@ def place_multipliers(
     options: Options,
     query_folds: Mapping[str, float],
     corrections: Sequence[Correction] = (),
+    branches: Branches = Branches(),
 ) -> Placement:
     """Places every multiplier that is not 1.
 
     Args:
         query_folds: parameter -> factor that it carries for an attention's softmax scale.
         corrections: what parameters carry to make up for constants of the forward pass that depend on width.
+        branches: multipliers of the residual branches.
 
     Raises:
         RoleError: a multiplier that can go nowhere, or a tied model under a table that has no ties.
     """
     _refuse_without_target(options, roles)
-    placer = _Placer(model, trace, options)
+    placer = _Placer(model, trace, options, branches)
     for correction in corrections:
         placer.place_correction(correction, roles)
     for name, factor in query_folds.items():
@@ -88,8 +98,8 @@ def place_multipliers(
 
 
 class _Placer:
-    def __init__(self, model: nn.Module, trace: Trace, options: Options) -> None:
-        self.model, self.trace, self.options = model, trace, options
+    def __init__(self, model: nn.Module, trace: Trace, options: Options, branches: Branches) -> None:
+        self.model, self.trace, self.options, self.branches = model, trace, options, branches
         self.names = _all_names(model)
         self.given_back: dict[str, float] = {}
         self.result = Placement("explicit" if options.form == "explicit" else "folded")
@@ -113,15 +123,27 @@ class _Placer:
                 self.given_back[name] = back / correction.factor
 
     def place_own(self, name: str, role: Assignment, *, constant: bool) -> None:
-        """A parameter's own multiplier; a tied tensor's as embedding cannot be folded, for it is a readout too."""
-        multiplier = _own_multiplier(self.options, role, constant)
+        """A parameter's own multiplier and its branch's; a tied tensor's as embedding cannot be folded, for it is a
+        readout too."""
+        branch = self.branches.multipliers.get(name, 1.0)
+        multiplier = _own_multiplier(self.options, role, constant) * branch
         shared = bool(role.readouts) and self.options.hyperparameters.embedding_mult != 1.0
         if multiplier == 1.0:
             return
-        if self.options.form == "explicit" or shared:
+        if self.options.form == "explicit" and name in self.branches.offset:
+            self._swap_output(name, multiplier)
+        elif self.options.form == "explicit" or shared:
             self._swap(name, role, multiplier)
         else:
-            self.result.fold(name, multiplier, f"multiplier {multiplier:.4g} folded into init and lr")
+            whose = "the branch's multiplier" if branch != 1.0 else "multiplier"
+            self.result.fold(name, multiplier, f"{whose} {multiplier:.4g} folded into init and lr")
+
+    def _swap_output(self, name: str, multiplier: float) -> None:
+        """A gain that enters as 1 + w is multiplied with all that its module returns."""
+        owners = [alias.rpartition(".") for alias in self.names[name]]
+        self.result.swaps += [SwapPlan(module, local, multiplier, "output") for module, _, local in owners]
+        self.result.multipliers[name] = multiplier
+        self.result.explain(name, f"its module's output is multiplied by {multiplier:.4g}")
 
     def _swap(self, name: str, role: Assignment, multiplier: float) -> None:
         """A multiplier in the forward pass: on the layer that alone uses the weight, else wherever it is read."""

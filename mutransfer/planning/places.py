@@ -12,13 +12,16 @@ from mutransfer.planning.templates import Templates
 from mutransfer.rules.depth import Place
 
 
-def assign_places(trace: Trace, branches: Sequence[Branch], templates: Templates) -> dict[str, Place]:
+def assign_places(
+    trace: Trace, branches: Sequence[Branch], templates: Templates, given: Mapping[str, Place] | None = None
+) -> dict[str, Place]:
     """Every parameter's place: outside, inner, terminal, or norm on the stream.
 
     Args:
         trace: of the model, with what its layers declare for parameters that it does not reach.
         branches: those of it that repeat with depth.
         templates: of the model and a base of another depth.
+        given: the user's own, which win.
 
     Raises:
         RoleError: a terminal that is used inside a branch as well, so that it can hold no factor; or a parameter of a
@@ -28,14 +31,15 @@ def assign_places(trace: Trace, branches: Sequence[Branch], templates: Templates
     norms = _of_blocks(stream_norms(trace, branches), trace, templates)
     terminals = {name: branch for branch in branches for name in branch.terminals}
     for name, branch in terminals.items():
-        if name in inner or name in norms:
+        if name not in (given or {}) and (name in inner or name in norms):
             raise RoleError(
                 f"{name!r} ends the residual branch that {branch.module!r} adds, and is used inside a branch or on the "
                 "stream too, so that it cannot take one depth rule. Untie the two, or use a table without depth rules."
             )
-    places = dict.fromkeys(trace.uses, Place.OUTSIDE) | dict.fromkeys(inner, Place.INNER)
+    places: dict[str, Place] = dict.fromkeys(trace.uses, Place.OUTSIDE) | dict.fromkeys(inner, Place.INNER)
     places |= dict.fromkeys(norms, Place.STREAM_NORM) | dict.fromkeys(terminals, Place.TERMINAL)
-    places |= dict.fromkeys(_unread(places, trace, templates), Place.INNER)
+    places |= given or {}
+    places |= dict.fromkeys(_unread(places, trace, templates, given or {}), Place.INNER)
     return places
 
 
@@ -60,18 +64,22 @@ def unexplained(
     return tuple(n for n in outside if templates.stack(n) is not None and templates.block(n) not in shortcuts)
 
 
-def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates) -> list[str]:
+def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates, given: Mapping[str, Place]) -> list[str]:
     """Gains and biases of a block that nothing reads, which no rule changes; anything else there is refused."""
     unreached = [
         name
         for name, uses in trace.uses.items()
-        if places[name] is Place.OUTSIDE and templates.stack(name) is not None and not any(u.reached for u in uses)
+        if places[name] is Place.OUTSIDE
+        and name not in given
+        and templates.stack(name) is not None
+        and not any(u.reached for u in uses)
     ]
     for name in unreached:
         if {use.kind for use in trace.uses[name]} != {"elementwise"}:
             raise RoleError(
                 f"{name!r} stands in a block that repeats with depth, and the traced inputs do not reach it: its depth "
-                "rule cannot be told. Give example_inputs= that reach it, or use a table without depth rules."
+                f"rule cannot be told. Give example_inputs= that reach it, or say what it is: roles={{{name!r}: "
+                f"'{Place.INNER}'}} (or another of {', '.join(Place)})."
             )
     return unreached
 

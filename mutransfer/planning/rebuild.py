@@ -6,14 +6,16 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError, nearest
-from mutransfer.planning.fields import Kind, kind_of
+from mutransfer.planning.depths import is_depth, twice_as_deep, with_depth
+from mutransfer.planning.fields import Kind, Path, kind_of
 from mutransfer.planning.sizes import Shapes, check_structure, shapes_of, without_memory
+from mutransfer.planning.stacks import Stacks, compare_depths
 
 Build = Callable[[], nn.Module]
 HeadScaling = Literal["heads", "head_dim"]
@@ -30,31 +32,76 @@ _GROWING = (Kind.WIDTH, Kind.OUTWARD, Kind.HEADS, Kind.HEAD_DIM, None)
 """What a config field may count that grows with width; None: its name is not known."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Rebuilt:
+    """How a model is made again at other sizes.
+
+    Attributes:
+        base, model: make the base, and the model itself.
+        deeper: makes the base twice as deep, where its depth can be chosen.
+        shapes: the base's.
+        probes: sizes at once, twice and three times some width, at the depth of the base or of the model.
+        words: what the base is.
+    """
+
+    base: Build
+    model: Build
+    deeper: Build | None
+    shapes: Shapes
+    probes: Sequence[Shapes]
+    words: str
+
+
 def from_factory(
-    model: Shapes, factory: Callable[[int], nn.Module], base: int
-) -> tuple[Build, Build, list[Shapes], int]:
-    """Builders of the base and of a model of the given shapes, the base's shapes at once, twice and three times its
-    width, and the model's own width, found by matching its sizes.
+    model: Shapes, factory: Callable[..., nn.Module], base: int, depth: int | Mapping[str, int] | None = None
+) -> Rebuilt:
+    """Builders by a function from width, or from width and depth; the model's own are found by matching its sizes.
 
     Raises:
-        ShapeError: the factory makes another model.
+        ConfigError, ShapeError: the factory makes another model, or takes no depth where one is given.
     """
-    probes: list[Shapes] = [_from_user(factory, k * base) for k in (1, 2, 3)]
-    check_structure(model, probes[0])
-    width = _width_of(model, probes, base)
-    made = _from_user(factory, width)
+    if isinstance(depth, Mapping):
+        raise ConfigError("With factory= the base's depth is one number: base_depth=4, say.")
+    _check_depth(depth)
+    at_base = (base,) if depth is None else (base, depth)
+    probes: list[Shapes] = [_from_user(factory, k * base, *at_base[1:]) for k in (1, 2, 3)]
+    deeper = None
+    own: tuple[int, ...] = ()
+    if depth is None:
+        stacks = Stacks.of_one_depth(model)
+        check_structure(model, probes[0])
+    else:
+        stacks = compare_depths(probes[0], model)
+        deeper = _made(factory, base, 2 * depth)
+        own = (_depth_of(stacks, compare_depths(probes[0], _from_user(factory, base, 2 * depth)), depth),)
+    width = _width_of(model, [stacks.seen_from_model(probe) for probe in probes], base)
+    made = _from_user(factory, width, *own)
     if made != dict(model):
         wrong = next(name for name in {**model, **made} if model.get(name) != made.get(name))
         raise ShapeError(
-            f"factory({width}) does not make this model: {wrong!r} is {model.get(wrong)} here and {made.get(wrong)} "
-            "there. The factory must rebuild the model from its width alone."
+            f"{_call(width, *own)} does not make this model: {wrong!r} is {model.get(wrong)} here and "
+            f"{made.get(wrong)} there. The factory must rebuild the model from its {_ARGUMENTS[len(own)]} alone."
         )
-    return (lambda: factory(base)), (lambda: factory(width)), probes, width
+    words = f"width {base} (model: {width})" + "".join(f", depth {depth} (model: {d})" for d in own)
+    return Rebuilt(_made(factory, *at_base), _made(factory, width, *own), deeper, probes[0], probes, words)
 
 
-def _from_user(factory: Callable[[int], nn.Module], width: int) -> dict[str, tuple[int, ...]]:
+_ARGUMENTS = ("width", "width and depth")
+
+
+def _made(factory: Callable[..., nn.Module], *sizes: int) -> Build:
+    return lambda: factory(*sizes)
+
+
+def _call(*sizes: int) -> str:
+    return f"factory({', '.join(map(str, sizes))})"
+
+
+def _from_user(factory: Callable[..., nn.Module], *sizes: int) -> dict[str, tuple[int, ...]]:
     advice = "It must build the model at the base width and at two and three times that width."
-    return _sizes(lambda: factory(width), f"factory({width}) failed", advice)
+    if len(sizes) > 1:
+        advice = "With base_depth= it takes width and depth, and must build the base up to three times as wide or deep."
+    return _sizes(_made(factory, *sizes), f"{_call(*sizes)} failed", advice)
 
 
 def _sizes(build: Build, failed: str, advice: str) -> dict[str, tuple[int, ...]]:
@@ -67,7 +114,21 @@ def _sizes(build: Build, failed: str, advice: str) -> dict[str, tuple[int, ...]]
         raise ShapeError(f"{failed}: {type(error).__name__}: {error}. {advice}") from error
 
 
-def _width_of(model: Shapes, probes: list[Shapes], base: int) -> int:
+def _depth_of(model: Stacks, twice: Stacks, depth: int) -> int:
+    """The model's depth, from the blocks that it has, the base has, and the base has at twice its depth."""
+    for stack, (at_base, at_twice) in twice.counts.items():
+        if at_twice != at_base:
+            here = model.counts.get(stack, (at_base, at_base))[1]
+            return round(depth + (here - at_base) * depth / (at_twice - at_base))
+    raise ShapeError("The factory makes the same model at every depth. Use its second argument for the depth.")
+
+
+def _check_depth(depth: Any) -> None:
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        raise ConfigError(f"base_depth={depth!r} must be a number of blocks, a positive whole number.")
+
+
+def _width_of(model: Shapes, probes: Sequence[Shapes], base: int) -> int:
     """k * base, where the first size that grows is a*k + b."""
     for name, shape in probes[0].items():
         for axis, size in enumerate(shape):
@@ -102,8 +163,8 @@ def base_fields(config: Any, width: int, scale: HeadScaling = "heads") -> dict[s
 
 
 def differing_fields(config: Any, base: Any) -> dict[str, Any]:
-    """The base's values of the fields in which two configs differ."""
-    names = [name for name in _fields(config) if hasattr(base, name)]
+    """The base's values of the fields in which two configs differ, those of depth left out."""
+    names = [name for name in _fields(config) if hasattr(base, name) and not is_depth(name, config)]
     return {name: getattr(base, name) for name in names if getattr(base, name) != getattr(config, name)}
 
 
@@ -162,31 +223,36 @@ def given_fields(config: Any, base: Mapping[str, Any]) -> dict[str, Any]:
     return dict(base)
 
 
-def from_config(model: nn.Module, base: Mapping[str, Any]) -> tuple[Build, Build, Shapes, list[Shapes]]:
-    """Builders of the base and of the model from its own config, the base's shapes, and the model's at once, twice and
-    three times its width.
+def from_config(model: nn.Module, base: Mapping[str, Any], depth: Mapping[Path, Any] | None = None) -> Rebuilt:
+    """Builders by the model's own config; the probes are of the model's depth.
 
     Args:
         model: has a `.config` that its class takes as its only argument.
         base: config fields at the base.
+        depth: those of its depth, by path.
     """
     kind, config = type(model), copy.deepcopy(model.config)
+    at_base = depth or {}
 
-    def make(changes: Mapping[str, Any]) -> Build:
-        return lambda: kind(copy.deepcopy(with_fields(config, changes)))
+    def make(changes: Mapping[str, Any], depth: Mapping[Path, Any]) -> Build:
+        return lambda: kind(copy.deepcopy(with_depth(with_fields(config, changes), depth)))
 
-    def sizes(changes: Mapping[str, Any]) -> Shapes:
-        values = ", ".join(f"{name} {value}" for name, value in changes.items()) or "its own config"
+    def sizes(changes: Mapping[str, Any], depth: Mapping[Path, Any]) -> Shapes:
+        named = {**changes, **{".".join(path): value for path, value in depth.items()}}
+        values = ", ".join(f"{name} {value}" for name, value in named.items()) or "its own config"
         advice = "Give factory=, a function from width to model."
-        return _sizes(make(changes), f"{kind.__name__} cannot be built with {values}", advice)
+        return _sizes(make(changes, depth), f"{kind.__name__} cannot be built with {values}", advice)
 
-    if sizes({}) != shapes_of(model):
+    if sizes({}, {}) != shapes_of(model):
         raise ShapeError(
             f"{kind.__name__}(model.config) does not make this model again: its sizes are others. Give factory=."
         )
     widths = _widths(config, base)
-    probes = [sizes({name: k * getattr(config, name) for name in widths}) for k in (1, 2, 3)]
-    return make(base), make({}), sizes(base), probes
+    probes = [sizes({name: k * getattr(config, name) for name in widths}, {}) for k in (1, 2, 3)]
+    deeper = make(base, twice_as_deep(with_depth(config, at_base)))
+    words = [f"{name} {value}" for name, value in base.items()]
+    words += [f"{'.'.join(path)} {value}" for path, value in at_base.items()]
+    return Rebuilt(make(base, at_base), make({}, {}), deeper, sizes(base, at_base), probes, ", ".join(words))
 
 
 def _widths(config: Any, base: Mapping[str, Any]) -> list[str]:

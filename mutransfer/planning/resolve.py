@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError
 from mutransfer.planning.attention import AttentionResult, plan_attention
 from mutransfer.planning.base import Base, BaseSpec, read_base
 from mutransfer.planning.data import ParamPlan, PlanData
+from mutransfer.planning.depth import Factors, plan_depth
 from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.inputs import find_inputs
@@ -20,7 +21,7 @@ from mutransfer.planning.laws import Law, untouched_rng
 from mutransfer.planning.layers import with_declared_uses
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
-from mutransfer.planning.placement import Placement, place_multipliers
+from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.sizes import without_memory
 from mutransfer.planning.trace import trace
@@ -32,38 +33,64 @@ def resolve(
     options: Options,
     base: BaseSpec,
     *,
-    factory: Callable[[int], nn.Module] | None = None,
+    base_depth: int | Mapping[str, int] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
     example_inputs: Any = None,
 ) -> PlanData:
     """The plan of a model. See `mutransfer.parameterize` for the arguments."""
+    _refuse_wrong_depth(options, base, base_depth)
+    if options.table.kind == "absolute":
+        raise RuleError(f"{options.table.name!r} is absolute and takes no base.")
     with untouched_rng():
-        return _resolve(model, options, base, factory, example_inputs)
+        need_laws = options.init != "table"
+        known = read_base(model, base, factory=factory, depth=base_depth, scale=options.scale, need_laws=need_laws)
+        return _resolve(model, options, known, example_inputs)
+
+
+def _refuse_wrong_depth(options: Options, base: BaseSpec, base_depth: Any) -> None:
+    name = options.table.name
+    if options.table.depth is None and base_depth is not None:
+        raise RuleError(
+            f"base_depth= is for tables with depth rules, and {name!r} is one of widths only. Leave it out."
+        )
+    if options.table.depth is not None and isinstance(base, int) and base_depth is None:
+        raise RuleError(
+            f"{name!r} has rules for depth, and base={base} is a width alone. Give base_depth= too, the base's number "
+            "of blocks, or base= as a model or as config fields, whose depth is known."
+        )
 
 
 def _resolve(
     model: nn.Module,
     options: Options,
-    base: BaseSpec,
-    factory: Callable[[int], nn.Module] | None,
+    known: Base,
     example_inputs: Any,
 ) -> PlanData:
-    if options.table.kind == "absolute":
-        raise RuleError(f"{options.table.name!r} is absolute and takes no base.")
-    known = read_base(model, base, factory=factory, scale=options.scale, need_laws=options.init != "table")
     inputs = find_inputs(model, example_inputs)
     traced = with_declared_uses(trace(model, inputs), model)
     check_patterns(options.hyperparameters, traced.uses)
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
     own = forward_of(traced)
-    at_base, base_notes = _forward_at_base(known, inputs, own)
+    depth = plan_depth(model, known, inputs, options)
+    at_base, base_notes = _forward_at_base(known, inputs, own, shared=options.table.depth is not None)
+    _refuse_layer_index(known, own, options)
     attention = _attention(model, traced, inputs, own, at_base, options)
     corrections, constant_notes = compare_forward(traced, at_base)
-    placement = place_multipliers(model, traced, roles, known.laws, options, attention.query_folds, corrections)
+    factors = {name: depth.factors(name, options) for name in roles}
+    branches = Branches({name: f.multiplier for name, f in factors.items()}, depth.offset)
+    placement = place_multipliers(
+        model, traced, roles, known.laws, options, attention.query_folds, corrections, branches
+    )
     aliases = _aliases(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     lines = tuple(
         dataclasses.replace(
-            _line(name, roles[name], known, placement, options), aliases=aliases[name], frozen=name in frozen
+            _line(name, roles[name], factors[name], known, placement, options),
+            place=depth.place(name),
+            m_depth=depth.m_depth.get(name, 1.0),
+            offset=1.0 if name in depth.offset else 0.0,
+            aliases=aliases[name],
+            frozen=name in frozen,
         )
         for name in roles
     )
@@ -107,26 +134,50 @@ def _attention(
     return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own.scales else ())
 
 
-def _forward_at_base(known: Base, inputs: Any, own: Forward) -> tuple[Forward, tuple[str, ...]]:
+def _forward_at_base(known: Base, inputs: Any, own: Forward, *, shared: bool) -> tuple[Forward, tuple[str, ...]]:
     """The base's forward pass. Where it does not take the model's inputs, nor any that can be guessed, a model without
     attention is taken to have no constant that depends on width, and a note says so."""
     if known.forward is not None:
-        return known.forward, ()
+        return known.forward.seen_from(own, known.stacks, shared=shared), ()
     assert known.build is not None
     base = without_memory(known.build)
     try:
-        return forward_of(trace(base, inputs, build=known.build)), ()
+        return forward_of(trace(base, inputs, build=known.build)).seen_from(own, known.stacks, shared=shared), ()
     except MutransferError:
         try:
-            return forward_of(trace(base, find_inputs(base, None), build=known.build)), ()
+            seen = forward_of(trace(base, find_inputs(base, None), build=known.build))
+            return seen.seen_from(own, known.stacks, shared=shared), ()
         except MutransferError:
             if own.scales:
                 raise
     return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
-def _line(name: str, role: Assignment, known: Base, placement: Placement, options: Options) -> ParamPlan:
-    """One parameter: the table's cells at its own ratios, times its hyperparameters, seen through its fold."""
+def _refuse_layer_index(known: Base, own: Forward, options: Options) -> None:
+    """Between two depths a block takes the place of any other one: what differs by its index has no counterpart."""
+    if not known.stacks.deeper or options.init == "keep":
+        return
+    of = known.stacks.templates.of
+    alike: dict[tuple[object, ...], dict[object, str]] = {}
+    for name, law in known.own_laws.items():
+        if law.kind == "drawn" and not law.measured:
+            sizes = tuple(dim.size for dim in known.dims[name])
+            alike.setdefault(("The init", of(name), sizes), {}).setdefault(law, name)
+    for key, (head_dim, scale) in own.scales.items():
+        alike.setdefault(("The softmax scale", of(key), head_dim), {}).setdefault(scale, key)
+    for (what, template, _), found in alike.items():
+        if len(found) > 1:
+            one, other = list(found.values())[:2]
+            raise RoleError(
+                f"{what} of {template!r} depends on the index of the block ({one!r} and {other!r} differ), so no base "
+                "of another depth can stand for it. Make it the same in every block, or use a table of widths only."
+            )
+
+
+def _line(
+    name: str, role: Assignment, depth: Factors, known: Base, placement: Placement, options: Options
+) -> ParamPlan:
+    """One parameter: the tables' cells at its own ratios, times its hyperparameters, seen through its fold."""
     table, optimizer, own = options.table, options.optimizer, options.hyperparameters
     base_law, law = _laws(name, role, known)
     constant = not base_law.centred
@@ -140,7 +191,7 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
             "too, which no rule does. Draw it around 0, or give init='table'."
         )
     _refuse_width_in_constant(name, base_law, law, options)
-    std = base_law.std * row.init_std.at(**ratios) * own.init_std.get(role.role, 1.0) * fold
+    std = base_law.std * row.init_std.at(**ratios) * own.init_std.get(role.role, 1.0) * depth.init * fold
     return ParamPlan(
         name=name,
         shape=tuple(dim.size for dim in known.dims[name]),
@@ -157,12 +208,12 @@ def _line(name: str, role: Assignment, known: Base, placement: Placement, option
         multiplier=placement.multipliers.get(name, 1.0),
         fold=fold,
         carried=placement.carried.get(name, 1.0),
-        lr=rule.lr.at(**ratios) * own.lr_of(name, role.role) * optimizer.lr_under(fold),
-        eps=rule.eps.at(**ratios) * optimizer.eps_under(fold) if optimizer.has_eps else 1.0,
-        weight_decay=rule.weight_decay.at(**ratios) * optimizer.decay_under(fold),
+        lr=rule.lr.at(**ratios) * depth.lr * own.lr_of(name, role.role) * optimizer.lr_under(fold),
+        eps=rule.eps.at(**ratios) * depth.eps * optimizer.eps_under(fold) if optimizer.has_eps else 1.0,
+        weight_decay=rule.weight_decay.at(**ratios) * depth.weight_decay * optimizer.decay_under(fold),
         clip=_clip(table, role, row, constant) * fold,
         growing=tuple(axis for axis, dim in enumerate(known.dims[name]) if dim.grows),
-        why=role.why + placement.why.get(name, ""),
+        why=role.why + depth.why + placement.why.get(name, ""),
     )
 
 
@@ -171,7 +222,7 @@ def _refuse_width_in_constant(name: str, at_base: Law, here: Law, options: Optio
     if options.init == "rescale" and constants and not math.isclose(at_base.mean, here.mean, abs_tol=1e-12):
         raise RoleError(
             f"{name!r} is filled with the constant {at_base.mean:.4g} at the base and {here.mean:.4g} here: no rule "
-            "says how a constant goes with width. Fill it with one constant at every width, or draw it around 0."
+            "says how a constant goes with size. Fill it with one constant at every size, or draw it around 0."
         )
 
 

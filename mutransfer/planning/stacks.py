@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeVar
 
-from mutransfer.errors import ShapeError, nearest
+from mutransfer.errors import ShapeError
 from mutransfer.planning.branches import Branch
 from mutransfer.planning.ops import Trace
+from mutransfer.planning.sizes import check_structure
 from mutransfer.planning.templates import Templates
 
+T = TypeVar("T")
 _Kind = frozenset[str]
 """A block by the names of its parameters inside it."""
 
@@ -24,11 +27,31 @@ class Stacks:
         partners: parameter of the model -> the one of the base that it is compared with: of the same template, in a
             block of the same kind, at the same index where there is one, else in the last such block. A block that only
             lacks parameters which one of the base has is of that one's kind.
+        blocks: the same for blocks, by path.
     """
 
     templates: Templates
     counts: Mapping[str, tuple[int, int]]
     partners: Mapping[str, str]
+    blocks: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_one_depth(cls, names: Iterable[str]) -> Self:
+        """Of a base that has the model's own parameters."""
+        return cls(Templates(frozenset()), {}, {name: name for name in names})
+
+    def seen_from_model(self, base: Mapping[str, T]) -> dict[str, T]:
+        """What is known of the base's parameters, under the names of the model's."""
+        return {name: base[partner] for name, partner in self.partners.items() if partner in base}
+
+    def module(self, path: str) -> str:
+        """The base's module that stands for one of the model."""
+        parts = path.split(".")
+        for end in range(len(parts), 0, -1):
+            block = ".".join(parts[:end])
+            if block in self.blocks:
+                return ".".join([self.blocks[block], *parts[end:]])
+        return path
 
     def m_depth(self, name: str) -> float:
         """Blocks of a parameter's own stack over the base's; 1 outside of all."""
@@ -51,16 +74,17 @@ def compare_depths(base: Iterable[str], model: Iterable[str]) -> Stacks:
     base_names, names = list(base), list(model)
     templates = Templates.between(base_names, names)
     at_base, here = _blocks(base_names, templates), _blocks(names, templates)
-    _refuse_missing_outside(base_names, names, templates)
+    check_structure(*({n: () for n in own if templates.stack(n) is None} for own in (names, base_names)))
     partners = {name: name for name in names if templates.stack(name) is None}
+    paths: dict[str, str] = {}
     for stack, blocks in here.items():
         others = at_base.get(stack, {})
         by_kind = {_kind(path, members): path for path, members in others.items()}
         for path, members in blocks.items():
-            partner = _partner(path, blocks, others, by_kind)
+            partner = paths[path] = _partner(path, blocks, others, by_kind)
             partners |= {name: partner + name.removeprefix(path) for name in members}
     counts = {stack: (len(at_base[stack]), len(blocks)) for stack, blocks in here.items()}
-    return Stacks(templates, counts, partners)
+    return Stacks(templates, counts, partners, paths)
 
 
 def count_branches(stacks: Stacks, base: Sequence[Branch], model: Sequence[Branch]) -> Stacks:
@@ -127,13 +151,3 @@ def _example(kind: _Kind, known: Mapping[_Kind, str]) -> str:
     """A parameter that no block of the base has beside the others."""
     own = sorted(kind - frozenset().union(*known)) or sorted(kind)
     return f"with {own[0].removeprefix('.')!r}"
-
-
-def _refuse_missing_outside(base: list[str], names: list[str], templates: Templates) -> None:
-    known = set(base)
-    missing = [name for name in names if templates.stack(name) is None and name not in known]
-    if missing:
-        raise ShapeError(
-            f"The base has no parameter {missing[0]!r}.{nearest(missing[0], known)} Build it from the same class and "
-            "options; only its sizes and its number of blocks may differ."
-        )

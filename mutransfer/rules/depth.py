@@ -2,8 +2,9 @@
 
 Every factor multiplies the width table's cell of the same parameter. `m_depth` is the block count of the parameter's
 own stack over the base's, `m_uses` how often a shared parameter is used over the base. A branch is multiplied by
-m_depth^-alpha where it is added to the stream, in the forward pass (explicit) or in its *terminal*, the last layer of
-it that owns parameters, weight and bias both (folded).
+m_depth^-alpha where it is added to the stream. The tables are those of the explicit form, with that multiplier in the
+forward pass; its *terminal*, the last layer of the branch that owns parameters (weight and bias both), can hold it
+instead, by the same symmetry that folds any other multiplier into init, lr, eps and decay.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mutransfer.errors import RuleError, nearest
+from mutransfer.errors import RuleError
 from mutransfer.rules.optimizers import Optimizer
 from mutransfer.rules.scale import Scale, m_depth, m_uses, one
 from mutransfer.rules.table import Rule
@@ -26,12 +27,8 @@ class Place(StrEnum):
     INNER = "inner"
     """In a branch, with another parameter between it and the stream."""
     TERMINAL = "terminal"
-    """The last layer of a branch, whose output the forward pass multiplies."""
-    FOLDED = "folded terminal"
-    """The last layer of a branch, which holds the branch's multiplier itself."""
-    OFFSET = "folded terminal with an offset gain"
-    """As `FOLDED`, and a gain that enters as 1 + w: `init` is the factor on 1 + w, not on w."""
-    STREAM_NORM = "norm on the stream"
+    """The last layer of a branch, which the branch's multiplier is on."""
+    STREAM_NORM = "stream norm"
     """The gain or bias of a norm that the stream itself passes through (post-norm blocks)."""
 
 
@@ -43,15 +40,11 @@ class DepthRow:
         rules: optimizer family -> lr, eps, weight decay.
         init: of the stored tensor.
         multiplier: forward, on the branch where it is added to the stream.
-        clip: weight of the gradient in the global norm: the explicit form is the gauge.
-        decays: false where no weight decay trains like the explicit form: decay pulls w to 0, and 1 + w should shrink.
     """
 
     rules: Mapping[str, Rule]
     init: Scale = one
     multiplier: Scale = one
-    clip: Scale = one
-    decays: bool = True
 
     def rule(self, optimizer: Optimizer) -> Rule:
         """Raises RuleError where there is no column for the optimizer: no depth rule is made up for it."""
@@ -88,7 +81,6 @@ class DepthTable:
     Attributes:
         name: the registry name.
         source: paper, table.
-        alpha: a branch is multiplied by m_depth^-alpha.
         rows: one per place.
         law: see `DepthLaw`.
         shares: whether one parameter may serve several blocks.
@@ -96,7 +88,6 @@ class DepthTable:
 
     name: str
     source: str
-    alpha: float
     rows: Mapping[Place, DepthRow]
     law: DepthLaw
     shares: bool
@@ -132,22 +123,21 @@ SHARED = Rule(lr=1 / m_uses, eps=m_uses, weight_decay=m_uses)
 """On top of a parameter's own row: lr and decay of SGD, eps of Adam. Derived: rho uses add up rho gradients."""
 
 
-def cells(*, adam: tuple[Scale, Scale, Scale], sgd: tuple[Scale, Scale], adam_l2: Scale = one) -> Mapping[str, Rule]:
-    """`adam` is (lr, eps, decoupled decay), `sgd` (lr, L2 decay); `adam_l2` is the decay inside Adam's gradient, for
-    which no law is known: it is constant in the explicit form's variables."""
+def cells(*, adam: tuple[Scale, Scale, Scale], sgd: tuple[Scale, Scale]) -> Mapping[str, Rule]:
+    """`adam` is (lr, eps, decoupled decay), `sgd` (lr, L2 decay). For decay inside Adam's gradient no law is known: it
+    is constant."""
     return {
         "adam": Rule(*adam),
-        "adam-l2": Rule(adam[0], adam[1], adam_l2),
+        "adam-l2": Rule(adam[0], adam[1]),
         "sgd": Rule(lr=sgd[0], weight_decay=sgd[1]),
     }
 
 
 def law(*, terminal_init: float, terminal: float, inner: float, stream_norm: float) -> DepthLaw:
     """What is not named keeps its size."""
-    ends = (Place.TERMINAL, Place.FOLDED, Place.OFFSET)
     flat = dict.fromkeys(Place, 0.0)
-    init = flat | dict.fromkeys(ends, terminal_init)
-    return DepthLaw(init, flat | dict.fromkeys(ends, terminal) | {Place.INNER: inner, Place.STREAM_NORM: stream_norm})
+    change = {Place.TERMINAL: terminal, Place.INNER: inner, Place.STREAM_NORM: stream_norm}
+    return DepthLaw(flat | {Place.TERMINAL: terminal_init}, flat | change)
 
 
 WIDTH_ONLY_LAW = law(terminal_init=0, terminal=0, inner=0, stream_norm=0)
@@ -158,50 +148,32 @@ OUTSIDE = DepthRow(cells(adam=(one, one, one), sgd=(one, one)))
 # Derived, stated by no source: every one of m norms in a row acts on the whole stream.
 STREAM_NORM = DepthRow(cells(adam=(1/m, one, m), sgd=(1/m, m)))  # fmt: skip
 
-# fmt: off
-_SQRT_INNER = cells(adam=(m**-0.5, m**-0.5, one),    sgd=(one, one))
-_SQRT_FOLDED = cells(adam=(1/m,    one,     m**0.5), sgd=(1/m, m), adam_l2=m)
+_SQRT = cells(adam=(m**-0.5, m**-0.5, one), sgd=(one, one))
+_LINEAR = cells(adam=(one, 1/m, one), sgd=(m, 1/m))  # fmt: skip
 
 DEPTH_MUP = DepthTable(
     name="depth-mup",
     source="Yang, Yu, Zhu & Hayou 2023, arXiv:2310.02244 (Depth-muP); Adam's eps and decay as in Dey et al. 2025, "
-           "arXiv:2505.01618, Table 1 at alpha = 1/2; Zheng et al. 2026, arXiv:2603.00541, Tables 9 and 10",
-    alpha=0.5, shares=False,
+    "arXiv:2505.01618, Table 1 at alpha = 1/2; Zheng et al. 2026, arXiv:2603.00541, Tables 9 and 10",
+    shares=False,
     law=law(terminal_init=-0.5, terminal=-1, inner=-0.5, stream_norm=-1),
     rows={
         Place.OUTSIDE: OUTSIDE,
-        Place.INNER: DepthRow(_SQRT_INNER),
-        Place.TERMINAL: DepthRow(_SQRT_INNER, multiplier=m**-0.5),
-        Place.FOLDED: DepthRow(_SQRT_FOLDED, init=m**-0.5, clip=m**-0.5),
-        Place.OFFSET: DepthRow(_SQRT_FOLDED, init=m**-0.5, clip=m**-0.5, decays=False),
+        Place.INNER: DepthRow(_SQRT),
+        Place.TERMINAL: DepthRow(_SQRT, multiplier=m**-0.5),
         Place.STREAM_NORM: STREAM_NORM,
     },
 )
-
-_LINEAR_INNER = cells(adam=(one,  1/m, one), sgd=(m,   1/m))
-_LINEAR_FOLDED = cells(adam=(1/m, one, m),   sgd=(1/m, m), adam_l2=m**2)
 
 COMPLETEP = DepthTable(
     name="completep",
     source="Dey et al. 2025, arXiv:2505.01618, Table 1 at alpha = 1; Zheng et al. 2026, arXiv:2603.00541, Tables 3-7",
-    alpha=1.0, shares=True,
+    shares=True,
     law=law(terminal_init=-1, terminal=-1, inner=0, stream_norm=-1),
     rows={
         Place.OUTSIDE: OUTSIDE,
-        Place.INNER: DepthRow(_LINEAR_INNER),
-        Place.TERMINAL: DepthRow(_LINEAR_INNER, multiplier=1/m),
-        Place.FOLDED: DepthRow(_LINEAR_FOLDED, init=1/m, clip=1/m),
-        Place.OFFSET: DepthRow(_LINEAR_FOLDED, init=1/m, clip=1/m, decays=False),
+        Place.INNER: DepthRow(_LINEAR),
+        Place.TERMINAL: DepthRow(_LINEAR, multiplier=1 / m),
         Place.STREAM_NORM: STREAM_NORM,
     },
 )
-# fmt: on
-
-DEPTH_TABLES: Mapping[str, DepthTable] = {table.name: table for table in (DEPTH_MUP, COMPLETEP)}
-
-
-def find_depth_table(name: str) -> DepthTable:
-    """Raises RuleError for a name without depth rules."""
-    if name in DEPTH_TABLES:
-        return DEPTH_TABLES[name]
-    raise RuleError(f"There are no depth rules {name!r}.{nearest(name, DEPTH_TABLES)}")

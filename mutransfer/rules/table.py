@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mutransfer.errors import RuleError, nearest
 from mutransfer.rules.optimizers import Optimizer
 from mutransfer.rules.scale import Scale, one
+
+if TYPE_CHECKING:
+    from mutransfer.rules.depth import DepthTable
 
 
 class Role(StrEnum):
@@ -81,6 +84,7 @@ class Parameterization:
             would give them a multiplier; equal to the vector row by symmetry.
         ties: whether one tensor may be both embedding and readout.
         is_control: a table that is known not to transfer, trained beside the subject for comparison.
+        depth: what residual blocks are multiplied by beside, in a deeper model; None for a table of widths only.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Parameterization:
     constant_vector: Row | None = None
     ties: bool = True
     is_control: bool = False
+    depth: DepthTable | None = None
 
     def __post_init__(self) -> None:
         missing = [role.value for role in Role if role not in self.rows]

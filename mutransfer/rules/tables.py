@@ -9,7 +9,9 @@ Wang & Aitchison 2024 (arXiv:2405.13698) argue; eps follows the size of the grad
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from mutransfer.rules.depth import COMPLETEP, DEPTH_MUP, DepthTable
 from mutransfer.rules.scale import Scale, m_head, m_in, m_out, one
 from mutransfer.rules.table import Law, Parameterization, Role, Row, Rule
 
@@ -144,6 +146,14 @@ MUP_TABLE9 = Parameterization(
 )
 # fmt: on
 
+
+def with_depth(depth: DepthTable) -> Parameterization:
+    """Depth rules multiply the width cells of Table 8."""
+    return replace(MUP, name=depth.name, source=f"{depth.source}; width: {MUP.source}", depth=depth)
+
+
+WIDTH_TABLES = (SP, SP_EMBEDDING, NTK, NTK_STABLE, MEAN_FIELD, MUP, MUP_TABLE3, MUP_TABLE9)
+
 PARAMETERIZATIONS: Mapping[str, Parameterization] = {
-    table.name: table for table in (SP, SP_EMBEDDING, NTK, NTK_STABLE, MEAN_FIELD, MUP, MUP_TABLE3, MUP_TABLE9)
+    table.name: table for table in (*WIDTH_TABLES, with_depth(DEPTH_MUP), with_depth(COMPLETEP))
 }

@@ -267,7 +267,7 @@ def test_init_std_leaves_gains_and_biases_alone():
         ({"output_mult": "2"}, ConfigError, "must be a positive number"),
         ({"init_std.vector": 2.0}, ConfigError, "no init_std for 'vector'"),
         ({"lr.*.porj": 2.0}, RoleError, "matched no parameter"),
-        ({"residual_mult": 2.0}, RuleError, "depth tables"),
+        ({"residual_mult": 2.0}, RuleError, "table of widths only"),
     ],
 )
 def test_bad_hyperparameters(given, error, sentence):
@@ -320,7 +320,7 @@ BAD_CALLS = {
     ),
     "a missing plan": ({"factory": None, "base": "nowhere.json"}, RunError, "does not exist"),
     "inputs that do not fit": ({"example_inputs": torch.zeros(3)}, RoleError, "Pass example_inputs="),
-    "depth of a width-only table": ({"base_depth": 4}, RuleError, "depth parameterizations"),
+    "depth of a width-only table": ({"base_depth": 4}, RuleError, "tables with depth rules"),
 }  # fmt: skip
 
 

@@ -7,41 +7,42 @@ import dataclasses
 import pytest
 
 from mutransfer.errors import RuleError
-from mutransfer.rules.depth import (
-    COMPLETEP,
-    DEPTH_MUP,
-    DEPTH_TABLES,
-    WIDTH_ONLY_LAW,
-    DepthLaw,
-    Place,
-    find_depth_table,
-)
+from mutransfer.rules.depth import COMPLETEP, DEPTH_MUP, WIDTH_ONLY_LAW, DepthLaw, Place
 from mutransfer.rules.optimizers import find_optimizer
 from mutransfer.rules.scale import m_depth, m_uses, one
-from mutransfer.rules.table import Rule
+from mutransfer.rules.table import Rule, find_table
+from mutransfer.rules.tables import PARAMETERIZATIONS
 
-COLUMNS = ("init", "multiplier", "adam.lr", "adam.eps", "adam.decay", "sgd.lr", "sgd.decay", "clip")
+DEPTH_TABLES = {"completep": COMPLETEP, "depth-mup": DEPTH_MUP}
+COLUMNS = ("init", "multiplier", "adam.lr", "adam.eps", "adam.decay", "sgd.lr", "sgd.decay")
 
 # Exponents of m_depth in that order. Dey et al. 2025, arXiv:2505.01618, Table 1 (explicit: hidden lr m^(alpha-1), eps
 # m^-alpha, decay 1); Zheng et al. 2026, arXiv:2603.00541, Tables 3 and 9 (SGD: m at alpha = 1, 1 at alpha = 1/2).
 EXPECTED = {
     "completep": {
-        "outside": (0, 0, 0, 0, 0, 0, 0, 0),
-        "inner": (0, 0, 0, -1, 0, 1, -1, 0),
-        "terminal": (0, -1, 0, -1, 0, 1, -1, 0),
-        "folded terminal": (-1, 0, -1, 0, 1, -1, 1, -1),
-        "folded terminal with an offset gain": (-1, 0, -1, 0, 1, -1, 1, -1),
-        "norm on the stream": (0, 0, -1, 0, 1, -1, 1, 0),
+        "outside": (0, 0, 0, 0, 0, 0, 0),
+        "inner": (0, 0, 0, -1, 0, 1, -1),
+        "terminal": (0, -1, 0, -1, 0, 1, -1),
+        "stream norm": (0, 0, -1, 0, 1, -1, 1),
     },
     "depth-mup": {
-        "outside": (0, 0, 0, 0, 0, 0, 0, 0),
-        "inner": (0, 0, -0.5, -0.5, 0, 0, 0, 0),
-        "terminal": (0, -0.5, -0.5, -0.5, 0, 0, 0, 0),
-        "folded terminal": (-0.5, 0, -1, 0, 0.5, -1, 1, -0.5),
-        "folded terminal with an offset gain": (-0.5, 0, -1, 0, 0.5, -1, 1, -0.5),
-        "norm on the stream": (0, 0, -1, 0, 1, -1, 1, 0),
+        "outside": (0, 0, 0, 0, 0, 0, 0),
+        "inner": (0, 0, -0.5, -0.5, 0, 0, 0),
+        "terminal": (0, -0.5, -0.5, -0.5, 0, 0, 0),
+        "stream norm": (0, 0, -1, 0, 1, -1, 1),
     },
-}  # fmt: skip
+}
+
+# What a terminal comes to that holds the branch's multiplier itself, derived by hand: exponents of m_depth of the
+# factors on init, lr, eps and decay.
+FOLDED = {
+    ("completep", "adamw"): (-1, -1, 0, 1),
+    ("completep", "sgd"): (-1, -1, 0, 1),
+    ("completep", "adam-l2"): (-1, -1, 0, 2),
+    ("depth-mup", "adamw"): (-0.5, -1, 0, 0.5),
+    ("depth-mup", "sgd"): (-0.5, -1, 0, 1),
+    ("depth-mup", "adam-l2"): (-0.5, -1, 0, 1),
+}
 
 # (init, change): terminal, inner, norm on the stream, outside
 LAWS = {"completep": ((-1, -1), (0, 0), (0, -1), (0, 0)), "depth-mup": ((-0.5, -1), (0, -0.5), (0, -1), (0, 0))}
@@ -50,7 +51,7 @@ TABLES = sorted(DEPTH_TABLES)
 
 def exponents(row):
     adam, sgd = row.rules["adam"], row.rules["sgd"]
-    cells = (row.init, row.multiplier, adam.lr, adam.eps, adam.weight_decay, sgd.lr, sgd.weight_decay, row.clip)
+    cells = (row.init, row.multiplier, adam.lr, adam.eps, adam.weight_decay, sgd.lr, sgd.weight_decay)
     assert all(set(dict(cell.powers)) <= {"m_depth"} for cell in cells)
     return tuple(cell.exponent("m_depth") for cell in cells)
 
@@ -89,68 +90,51 @@ def test_control_every_cell_wrong_by_a_half_is_noticed(name):
             assert wrong_cells(corrupted(DEPTH_TABLES[name], place, column)) == {(place.value, column)}
 
 
-def unfolded_differently(table, optimizer):
-    """The cells of a folded terminal that are not the explicit one's under abc-symmetry, for t = the multiplier.
-
-    Stored t times as large, a tensor's gradient is divided by t. An update of degree p in it needs lr t^(1+p); eps
-    stands beside the gradient, hence eps / t; a decay step lr * decay * W must stay in proportion: decay / t^(1+p)
-    where it is decoupled, and where it is added to the gradient, (g + t^2 decay W) / t: decay / t^2.
-    """
-    explicit, folded = table.rows[Place.TERMINAL], table.rows[Place.FOLDED]
-    before, after = explicit.rule(optimizer), folded.rule(optimizer)
-    t, p = explicit.multiplier / folded.multiplier, optimizer.homogeneity
-    decay = t**-2 if optimizer.decay == "l2" else t ** -(1 + p)
-    expected = {
-        "init": (folded.init, explicit.init * t),
-        "lr": (after.lr, before.lr * t ** (1 + p)),
-        "eps": (after.eps, before.eps / t if optimizer.has_eps else one),
-        "decay": (after.weight_decay, before.weight_decay * decay),
-        "clip": (folded.clip, explicit.clip * t),
-    }
-    return {cell for cell, (found, derived) in expected.items() if found != derived}
+def folded(table, optimizer, m):
+    """What a terminal's init, lr, eps and decay are multiplied by at depth ratio m, its multiplier folded."""
+    row = table.rows[Place.TERMINAL]
+    rule, c = row.rule(optimizer), row.multiplier.at(m_depth=m)
+    lr, decay = (
+        rule.lr.at(m_depth=m) * optimizer.lr_under(c),
+        rule.weight_decay.at(m_depth=m) * optimizer.decay_under(c),
+    )
+    eps = rule.eps.at(m_depth=m) * optimizer.eps_under(c) if optimizer.has_eps else 1.0
+    return (row.init.at(m_depth=m) * c, lr, eps, decay)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adam-l2"])
-@pytest.mark.parametrize("name", TABLES)
-def test_folded_is_explicit_by_symmetry(name, optimizer):
-    assert unfolded_differently(DEPTH_TABLES[name], find_optimizer(optimizer)) == set()
+@pytest.mark.parametrize(("name", "optimizer"), sorted(FOLDED))
+def test_a_folded_terminal_is_what_was_derived_by_hand(name, optimizer):
+    expected = [4.0**power for power in FOLDED[name, optimizer]]
+    assert folded(DEPTH_TABLES[name], find_optimizer(optimizer), 4.0) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize(("optimizer", "family"), [("adamw", "adam"), ("sgd", "sgd")])
-def test_control_one_wrong_cell_breaks_the_symmetry(name, optimizer, family):
-    for column in (c for c in COLUMNS if c.startswith((family, "init", "clip"))):
-        broken = corrupted(DEPTH_TABLES[name], Place.FOLDED, column)
-        assert unfolded_differently(broken, find_optimizer(optimizer)) == {column.rpartition(".")[2]}
+@pytest.mark.parametrize(("name", "optimizer"), sorted(FOLDED))
+def test_control_a_wrong_branch_multiplier_gives_another_folded_terminal(name, optimizer):
+    broken = corrupted(DEPTH_TABLES[name], Place.TERMINAL, "multiplier")
+    expected = [4.0**power for power in FOLDED[name, optimizer]]
+    assert folded(broken, find_optimizer(optimizer), 4.0) != pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_an_explicit_terminal_trains_as_what_stands_in_front_of_it(name):
     rows = DEPTH_TABLES[name].rows
     assert rows[Place.TERMINAL].rules == rows[Place.INNER].rules
-    assert rows[Place.TERMINAL].multiplier == m_depth ** -DEPTH_TABLES[name].alpha
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_at_the_base_depth_every_cell_is_exactly_one(name):
     for place in Place:
         row = DEPTH_TABLES[name].rows[place]
-        scales = [row.init, row.multiplier, row.clip]
+        scales = [row.init, row.multiplier]
         scales += [scale for r in row.rules.values() for scale in (r.lr, r.eps, r.weight_decay)]
         assert all(scale.at(m_depth=1, m_uses=1) == 1.0 for scale in scales)
-
-
-def test_only_an_offset_gain_cannot_be_decayed_in_the_folded_form():
-    for table in DEPTH_TABLES.values():
-        assert {place for place, row in table.rows.items() if not row.decays} == {Place.OFFSET}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_law_is_the_derived_one(name):
     law = DEPTH_TABLES[name].law
     terminal, inner, norm, outside = LAWS[name]
-    expected = dict.fromkeys((Place.TERMINAL, Place.FOLDED, Place.OFFSET), terminal)
-    expected |= {Place.INNER: inner, Place.STREAM_NORM: norm, Place.OUTSIDE: outside}
+    expected = {Place.TERMINAL: terminal, Place.INNER: inner, Place.STREAM_NORM: norm, Place.OUTSIDE: outside}
     assert {place: (law.init[place], law.change[place]) for place in Place} == expected
 
 
@@ -181,7 +165,7 @@ def test_nothing_is_made_up_for_an_optimizer_or_a_place_without_a_rule():
     with pytest.raises(RuleError, match="no depth rule for optimizer 'sgd'"):
         bare.rule(find_optimizer("sgd"))
     rows = {place: row for place, row in COMPLETEP.rows.items() if place is not Place.STREAM_NORM}
-    with pytest.raises(RuleError, match="no row for norm on the stream"):
+    with pytest.raises(RuleError, match="no row for stream norm"):
         dataclasses.replace(COMPLETEP, rows=rows)
     with pytest.raises(RuleError, match="same optimizer families"):
         dataclasses.replace(COMPLETEP, rows={**COMPLETEP.rows, Place.INNER: bare})
@@ -191,4 +175,11 @@ def test_nothing_is_made_up_for_an_optimizer_or_a_place_without_a_rule():
 
 def test_a_mistyped_depth_table_shows_the_nearest():
     with pytest.raises(RuleError, match="Did you mean 'completep'"):
-        find_depth_table("complete-p")
+        find_table("complete-p", PARAMETERIZATIONS)
+
+
+def test_depth_rules_come_on_top_of_mups_width_rules():
+    for name, depth in DEPTH_TABLES.items():
+        table = PARAMETERIZATIONS[name]
+        assert table.rows == PARAMETERIZATIONS["mup"].rows
+        assert table.depth is depth

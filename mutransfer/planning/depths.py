@@ -1,0 +1,98 @@
+"""Depth in a config: the fields that count layers, and the lists with an entry per layer that follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mutransfer.errors import ConfigError, nearest
+from mutransfer.planning.fields import Field, Kind, Path, depth_fields, fields_of, kind_of, with_values
+
+_DEPTHS = (Kind.DEPTH, Kind.LAYER_LIST)
+
+
+def is_depth(name: Any, config: Any) -> bool:
+    """Whether a field of a config counts layers or has an entry per layer."""
+    if not isinstance(name, str):
+        return False
+    aliases = getattr(config, "attribute_map", None) or {}
+    return kind_of(name, tuple(alias for alias, real in aliases.items() if real == name)) in _DEPTHS
+
+
+def depth_values(config: Any, depth: int | Mapping[str, Any]) -> dict[Path, Any]:
+    """The values of a config's depth fields at another depth: one number for all stacks, or one per field.
+
+    Raises:
+        ConfigError: no such field, one number for stacks of several depths, or no number of layers.
+    """
+    counts = [field for field in depth_fields(config) if field.kind is Kind.DEPTH]
+    if not counts:
+        raise ConfigError(
+            f"{type(config).__name__} has no field known as a number of layers. Give factory=, a function from width "
+            "and depth to model, or base= as a model."
+        )
+    chosen = _named(config, counts, depth) if isinstance(depth, Mapping) else _all(config, counts, depth)
+    return with_lists(config, chosen)
+
+
+def differing_depths(config: Any, base: Any) -> dict[Path, Any]:
+    """The base's values of the depth fields in which two configs differ."""
+    own, other = ({field.path: field.value for field in depth_fields(c)} for c in (config, base))
+    return {path: other[path] for path in own if path in other and own[path] != other[path]}
+
+
+def with_depth(config: Any, values: Mapping[Path, Any]) -> Any:
+    return with_values(config, values) if values else config
+
+
+def twice_as_deep(config: Any) -> dict[Path, Any]:
+    counts = [field for field in depth_fields(config) if field.kind is Kind.DEPTH]
+    return with_lists(config, {field.path: _times(field.value, 2) for field in counts})
+
+
+def with_lists(config: Any, counts: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The numbers of layers, and beside each one the lists with an entry per layer: cut, or begun anew."""
+    values = dict(counts)
+    own = {field.path: field.value for field in fields_of(config)}
+    for field in depth_fields(config):
+        if field.kind is not Kind.LAYER_LIST or not isinstance(field.value, list | tuple):
+            continue
+        beside = [path for path in counts if path[:-1] == field.owner and own.get(path) == len(field.value)]
+        if beside:
+            values[field.path] = _of_length(field.value, counts[beside[0]])
+    return values
+
+
+def _of_length(entries: Sequence[Any], length: int) -> Any:
+    repeated = list(entries) * (length // len(entries) + 1)
+    return type(entries)(repeated[:length])  # type: ignore[call-arg]
+
+
+def _times(value: Any, k: int) -> Any:
+    return type(value)(_times(v, k) for v in value) if isinstance(value, list | tuple) else value * k
+
+
+def _all(config: Any, counts: Sequence[Field], depth: Any) -> dict[Path, Any]:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ConfigError(f"base_depth={depth!r} must be a number of layers, a positive whole number.")
+    if len({repr(field.value) for field in counts}) > 1 or not isinstance(counts[0].value, int):
+        known = ", ".join(f"{'.'.join(field.path)} = {field.value}" for field in counts)
+        example = {".".join(field.path): field.value for field in counts[:2]}
+        raise ConfigError(
+            f"{type(config).__name__} has stacks of several depths ({known}): one number does not tell the base's. "
+            f"Give base_depth= as a dict of those that differ from the model, such as {example}."
+        )
+    return {field.path: depth for field in counts}
+
+
+def _named(config: Any, counts: Sequence[Field], depth: Mapping[str, Any]) -> dict[Path, Any]:
+    by_name = {name: field for field in counts for name in (field.name, ".".join(field.path))}
+    chosen = {}
+    for name, value in depth.items():
+        if name not in by_name:
+            raise ConfigError(f"{type(config).__name__} has no number of layers {name!r}.{nearest(str(name), by_name)}")
+        own = by_name[name].value
+        if isinstance(own, int) != (isinstance(value, int) and not isinstance(value, bool)) or not value:
+            raise ConfigError(f"base_depth= has {name!r} = {value!r} where the model has {own!r}: give the same kind.")
+        chosen[by_name[name].path] = value
+    return chosen
