@@ -138,6 +138,26 @@ def test_a_fresh_draw_fits_its_law_and_a_scaled_one_does_not():
     assert not fits(Law("constant", 0.0, 1.0), torch.ones(4) * 0.99)
 
 
+@pytest.mark.parametrize("shape", [(2**11, 2**11), (2**21, 2), (2, 2**21), (2**22,), (2**9, 2**9, 3, 3), (5, 7), (1,)])
+def test_a_large_tensor_is_judged_by_entries_from_all_of_it(shape):
+    law = Law("drawn", 0.02, 0.0)
+    fresh = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    assert fits(law, fresh)
+    if fresh.numel() > 2**18:
+        assert not fits(law, fresh * 1.25)
+        assert not fits(law, fresh + 0.005)
+        half = fresh.clone()
+        half.view(-1)[half.numel() // 2 :] *= 2  # the last experts, or keys and values
+        assert not fits(law, half)
+        padded = fresh.clone()
+        padded[-1] = 0
+        assert fits(law, padded if len(shape) > 1 and shape[0] > 2 else fresh)
+    assert fits(Law("constant", 0.0, 0.02), torch.full(shape, 0.02))
+    marked = torch.full(shape, 0.02)
+    marked.view(-1)[-1] = 0.03
+    assert not fits(Law("constant", 0.0, 0.02), marked), "one entry that is not the constant is enough"
+
+
 def test_estimate_tells_constants_from_draws():
     assert estimate(torch.full((3, 3), 2.0)) == Law("constant", 0.0, 2.0)
     drawn = estimate(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
