@@ -21,7 +21,7 @@ class Arguments:
     """What stands after the verb.
 
     Attributes:
-        overrides: every word with a `=`, in order.
+        overrides: every word with a `=` that is no RUN_DIR, in order.
         positional: every other word.
         target: the overrides given with `--target`.
     """
@@ -41,11 +41,18 @@ def parse(verb: str, words: Sequence[str]) -> Arguments:
     for word in rest:
         if word.startswith("-") and not word.startswith("-="):
             _take_flag(verb, word, rest, arguments)
+        elif verb == "transfer" and _is_folder(word):
+            arguments.positional.append(word)
         elif "=" in word or word.startswith(("+", "~")):
             arguments.overrides.append(word)
         else:
             arguments.positional.append(word)
     return arguments
+
+
+def _is_folder(word: str) -> bool:
+    """A RUN_DIR may hold a `=`, as in runs/lr=2**-6; only transfer takes one."""
+    return word.startswith(("/", "./", "../")) or Path(word).is_dir()
 
 
 def _take_flag(verb: str, word: str, rest: Iterator[str], arguments: Arguments) -> None:

@@ -33,6 +33,8 @@ _IN_PYTHON = {
     "factory(": "the factory is what model= and model.path= choose, called with a width",
 }
 """What some messages advise that is written for Python, and what it is here."""
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+"""How torch says it, which has no one type of error for it."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 
@@ -48,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except OSError as error:
         return _complain(_of_the_system(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
+        return _complain(
+            "There is not enough memory for this model and its batch. "
+            "Choose a smaller model.width or data.batch_size, or cut the batch into parts with train.accumulate."
+        )
     except KeyboardInterrupt:
         print("\nInterrupted. Rerun the same command to continue.", file=sys.stderr)
         return INTERRUPTED

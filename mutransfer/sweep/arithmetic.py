@@ -13,7 +13,7 @@ from mutransfer.errors import ConfigError
 Number = int | float
 
 _LONGEST = 100
-_LARGEST_EXACT = 2**53
+_LARGEST_EXACT = 2.0**128
 _BINARY: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -74,7 +74,7 @@ def _power(base: Number, exponent: Number) -> Number:
     if isinstance(power, complex):
         raise ValueError("a root of a negative number")
     whole = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0
-    return int(power) if whole and abs(power) < _LARGEST_EXACT else power
+    return base**exponent if whole and abs(power) < _LARGEST_EXACT else power
 
 
 def expand(text: str) -> str:

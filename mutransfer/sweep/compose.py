@@ -81,7 +81,7 @@ class Composer:
         try:
             resolved = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"The config cannot be resolved: {_one_line(error)}") from None
+            raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}.") from None
         assert isinstance(resolved, dict)
         return {str(key): value for key, value in resolved.items()}
 
@@ -124,10 +124,11 @@ class Composer:
             raise ConfigError(f"There is no config key {key!r}.{self._hint(config, key)}")
         if override.is_sweep_override():
             raise ConfigError(f"{key} has several values here, and this verb takes one. `mutransfer sweep` takes many.")
+        anew = key in free_keys() or not _holds(config, key)
         try:
-            OmegaConf.update(config, key, override.value(), merge=True, force_add=not _holds(config, key))
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=anew)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key} cannot be set: {_one_line(error)}") from None
+            raise ConfigError(f"{key} cannot be set: {_first_line(error)}.") from None
 
     def _hint(self, config: DictConfig, key: str) -> str:
         return nearest_key(key, [*flat_keys(OmegaConf.to_container(config)), *self.groups()])
@@ -188,9 +189,16 @@ def _parse_one(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
-        raise ConfigError(
-            f"{text!r} cannot be read. Write key=value, or key=value1,value2 in a sweep, and quote values with spaces."
-        ) from None
+        raise ConfigError(f"{text!r} cannot be read. {_written_right(text)}") from None
+
+
+def _written_right(text: str) -> str:
+    key, _, value = text.partition("=")
+    if value.startswith("{"):
+        return f"Write a map as '{key}={{name:value,other:value}}', or one key at a time, as in {key}.name=value."
+    if value.startswith("["):
+        return f"Write a list as '{key}=[value,value]'."
+    return "Write key=value, or key=value1,value2 in a sweep, and quote values with spaces: key=\"'a value'\"."
 
 
 def _holds(config: DictConfig, key: str) -> bool:
@@ -209,6 +217,10 @@ def _version_base() -> dict[str, str]:
 def _quoted(folder: Path) -> str:
     escaped = str(folder.resolve()).replace("'", "\\'")
     return f"'file://{escaped}'"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mutransfer.sweep.schema import fraction, positive, require
+from mutransfer.sweep.schema import fraction, is_seed, positive, require
 
 
 class Positions(Enum):
@@ -238,6 +238,7 @@ class Synthetic(Data):
         super().__post_init__()
         positive("data", outputs=self.outputs, seq_len=self.seq_len, vocab_size=self.vocab_size)
         fraction("data", noise=self.noise)
+        is_seed("data.teacher_seed", self.teacher_seed)
         require(all(size > 0 for size in self.shape or ()), f"data.shape={self.shape}: every size must be above 0.")
 
 

@@ -67,6 +67,10 @@ def fraction(section: str, **values: float) -> None:
         require(0 <= value <= 1, f"{section}.{name}={value}: it must lie between 0 and 1.")
 
 
+def is_seed(key: str, value: int) -> None:
+    require(0 <= value < 2**63, f"{key}={value}: it must be at least 0 and less than 2**63.")
+
+
 @dataclass
 class Parameterization:
     name: str
@@ -220,7 +224,7 @@ class TrialRoot:
 
     def __post_init__(self) -> None:
         positive("", base=self.base)
-        require(0 <= self.seed < 2**63, f"seed={self.seed}: it must be at least 0 and less than 2**63.")
+        is_seed("seed", self.seed)
         require(bool(self.run_dir.strip()), "run_dir= is empty: give a folder to write to, such as run_dir=runs/mine.")
 
 

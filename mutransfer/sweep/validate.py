@@ -19,6 +19,7 @@ from mutransfer.rules.table import find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.sweep import schema
 from mutransfer.sweep.models import DATA, MODELS
+from mutransfer.sweep.wording import mistyped, refuse_huge
 
 SECTIONS: Mapping[str, type | Mapping[str, type]] = {
     "model": MODELS,
@@ -75,6 +76,7 @@ def _typed(kind: type, prefix: str, text: str) -> dict[str, Any]:
     """Cached by the section's text: the points of a sweep share most of their sections."""
     value = json.loads(text)
     _refuse_unknown(kind, value, prefix)
+    refuse_huge(kind, value, prefix)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), value)
         OmegaConf.to_object(merged)
@@ -83,16 +85,11 @@ def _typed(kind: type, prefix: str, text: str) -> dict[str, Any]:
     except ConfigKeyError as error:
         raise ConfigError(f"There is no config key {_key(prefix, error.full_key)!r}.") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{_key(prefix, error.full_key)}: {_explain(error)}") from None
+        path = str(error.full_key)
+        raise ConfigError(mistyped(kind, value, path, _key(prefix, path))) from None
     typed = OmegaConf.to_container(merged, enum_to_str=True)
     assert isinstance(typed, dict)
     return {str(name): item for name, item in typed.items()}
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    reason = str(error).splitlines()[0].rstrip(".")
-    numeric = any(kind in reason for kind in ("Float", "Integer"))
-    return f"{reason}. Write a number, such as 64, 0.001 or 2**-10." if numeric else f"{reason}."
 
 
 def _refuse_unknown(kind: type, value: Mapping[str, Any], prefix: str) -> None:

@@ -26,6 +26,8 @@ COMMANDS: list[tuple[list[str], int]] = [
     (["train", "model.widht=3"], 2),
     (["check", "widths=[64,128,250]"], 2),
     (["sweep", "optimizer.lr=-1"], 2),
+    (["sweep", "engine.workers=0"], 2),
+    (["sweep", "run_dir=/dev/null/run"], 2),
     (["transfer", "no/such/run"], 2),
     (["completion", "query", "mutransfer train model="], 0),
 ]
@@ -103,6 +105,10 @@ def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--target", "model.width=3"], "has no flag --target"),
         (["train", "seed=9223372036854775808"], "seed=9223372036854775808: it must be at least 0 and less than 2**63."),
         (["train", "gpt"], "'gpt' is neither a flag nor an override. Write key=value, such as model=gpt"),
+        (["check", "widths=64"], "widths=64: a list is expected, such as [64,128,256]."),
+        (["check", "widths=[64,a,128]"], "widths[1]=a: a whole number is expected"),
+        (["check", "widths=[64,128,99999999999999]"], "widths=99999999999999: it is too large"),
+        (["transfer", "runs", "level=null"], "level=null: a number is expected"),
         (["train", "--config-dir"], "--config-dir needs a value"),
         (["train", "--config-dir", "nowhere"], "is not a folder"),
         (["train", "model.width=1,2"], "`mutransfer sweep` takes many"),
@@ -141,6 +147,9 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
             "Not a directory: /etc/passwd/plan.json.",
         ),
         (ConnectionError("the hub\ncannot be reached"), 2, "the hub cannot be reached. Check"),
+        (MemoryError(), 2, "not enough memory for this model and its batch. Choose a smaller model.width"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "not enough memory"),
         (KeyboardInterrupt(), 130, "Rerun the same command to continue."),
     ],
 )
@@ -155,12 +164,13 @@ def test_whatever_a_user_can_cause_is_said_without_a_traceback(
     assert text in capsys.readouterr().err
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+def test_our_own_mistakes_keep_their_traceback(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(words: list[str]) -> int:
-        raise TypeError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setattr(dispatch, "_dispatch", fail)
-    with pytest.raises(TypeError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         main(["train"])
 
 
@@ -181,6 +191,17 @@ def test_words_are_told_apart() -> None:
     assert parse("sweep", ["-m", "seed=0,1"]).overrides == ["seed=0,1"]
     with pytest.raises(ConfigError):
         parse("train", ["-m"])
+
+
+def test_a_run_dir_may_look_like_an_override(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my runs" / "lr=2").mkdir(parents=True)
+    (tmp_path / "seed=0").mkdir()
+    for run_dir in ("my runs/lr=2", "./gone/lr=2", "/gone/lr=2", "../lr=2", "seed=0"):
+        parsed = parse("transfer", [run_dir, "subject=mup"])
+        assert (parsed.positional, parsed.overrides) == ([run_dir], ["subject=mup"])
+    assert parse("transfer", ["gone/lr=2"]).positional == []
+    assert parse("train", ["seed=0"]).overrides == ["seed=0"]
 
 
 @pytest.mark.parametrize(

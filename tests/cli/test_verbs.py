@@ -187,7 +187,7 @@ def test_a_sweep_that_cannot_train_stops_before_its_first_trial(capsys: pytest.C
         (["engine.workers=0", *TINY], "engine.workers=0"),
         (
             ["logger=wandb", "logger.mode=sometimes", *TINY],
-            "logger.mode: Invalid value 'sometimes', expected one of [offline",
+            "logger.mode=sometimes: there is no such choice. Known: offline",
         ),
     ],
 )

@@ -15,9 +15,14 @@ def test_auto_is_the_accelerator_where_there_is_one() -> None:
     assert find_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device={name} cannot be used here .*Use device=auto or device=cpu"):
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"device=cuda:99 cannot be used here .*Use device=auto or device=cpu"):
+        find_device("cuda:99")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", ""])
+def test_what_is_no_device_is_refused_without_torchs_list_of_all(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^device={name} is no device\. Use auto, cpu, cuda, cuda:1 and the like"):
         find_device(name)
 
 
