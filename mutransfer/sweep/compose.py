@@ -198,7 +198,9 @@ def _written_right(text: str) -> str:
         return f"Write a map as '{key}={{name:value,other:value}}', or one key at a time, as in {key}.name=value."
     if value.startswith("["):
         return f"Write a list as '{key}=[value,value]'."
-    return "Write key=value, or key=value1,value2 in a sweep, and quote values with spaces: key=\"'a value'\"."
+    return (
+        "Write key=value, or key=value1,value2 in a sweep, and quote values with spaces or =, as in key=\"'a value'\"."
+    )
 
 
 def _holds(config: DictConfig, key: str) -> bool:
