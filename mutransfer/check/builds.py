@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import ConfigError
-from mutransfer.planning.rebuild import HeadScaling, base_fields, has_config, with_fields
+from mutransfer.planning.fields import HeadScaling
+from mutransfer.planning.rebuild import has_config
+from mutransfer.planning.resize import at_width
 
 Build = Callable[[int], nn.Module]
 _WITH_A_READOUT = (
@@ -53,7 +55,7 @@ def builder(given: Any, scale: HeadScaling) -> Build:
 
 def _scaled(make: Callable[[Any], nn.Module], config: Any, scale: HeadScaling) -> Build:
     config = copy.deepcopy(config)
-    return lambda width: make(with_fields(config, base_fields(config, width, scale)))
+    return lambda width: make(at_width(config, width, scale))
 
 
 def _transformers_model(config: Any) -> Callable[[Any], nn.Module]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,15 +16,17 @@ from torch import Tensor, nn
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
 from mutransfer.planning.data import ParamPlan, PlanData
-from mutransfer.planning.depths import depth_values, differing_depths, is_depth
+from mutransfer.planning.depths import depth_values, is_depth, with_lists
+from mutransfer.planning.fields import HeadScaling, Path
 from mutransfer.planning.forward import Forward
 from mutransfer.planning.laws import POOLED_REBUILDS, Law, estimate, fits, parameters_of, read_defaults, read_laws
-from mutransfer.planning.rebuild import Build, HeadScaling, Rebuilt
+from mutransfer.planning.rebuild import Build, Rebuilt
+from mutransfer.planning.resize import differing_fields, given_fields, own_width, width_changes
 from mutransfer.planning.sizes import Dim, Shapes, check_structure, compare, shapes_of
 from mutransfer.planning.stacks import Stacks, compare_depths
 
 Laws = dict[str, Law]
-BaseSpec = int | Mapping[str, Any] | nn.Module | str | Path
+BaseSpec = int | Mapping[str, Any] | nn.Module | str | pathlib.Path
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def read_base(
     Raises:
         ConfigError, ShapeError: it does not fit the model, or the model cannot be made at the base's size.
     """
-    if not isinstance(base, int | Mapping | nn.Module | str | Path):
+    if not isinstance(base, int | Mapping | nn.Module | str | pathlib.Path):
         raise ConfigError(
             f"base= is a {type(base).__name__}; give a width, a dict of config fields, a model, or a saved plan's path."
         )
@@ -84,7 +87,7 @@ def read_base(
         return _from_config(model, base, depth, scale, need_laws)
     if isinstance(base, nn.Module):
         return _from_module(model, base, need_laws)
-    return _from_file(model, Path(base), need_laws)
+    return _from_file(model, pathlib.Path(base), need_laws)
 
 
 def _from_config(
@@ -99,14 +102,34 @@ def _from_config(
             f"{type(model).__name__} cannot be built at another width: it has no .config that its class takes. "
             "Give factory= (a function from width to model), or give base= as a model of the base's size."
         )
-    if isinstance(base, Mapping):
-        depth = {name: value for name, value in base.items() if is_depth(name, model.config)} or None
-        fields = rebuild.given_fields(model.config, {k: v for k, v in base.items() if k not in (depth or {})})
-        fields = fields or (_own_width(model.config) if depth else {})
-    else:
-        fields = rebuild.base_fields(model.config, base, scale)
-    depths = {} if depth is None else depth_values(model.config, depth)
-    return _rebuilt(shapes_of(model), rebuild.from_config(model, fields, depths), need_laws)
+    if isinstance(base, int):
+        depths = {} if depth is None else depth_values(model.config, depth)
+        return _rebuilt(shapes_of(model), _at_width(model, base, depths, scale), need_laws)
+    fields = given_fields(model.config, base)
+    return _rebuilt(shapes_of(model), _with_fields(model, fields), need_laws)
+
+
+def _at_width(model: nn.Module, width: int, depths: Mapping[Path, Any], scale: HeadScaling) -> Rebuilt:
+    """Where a model multiplies its heads into its widths by itself, its number of heads does not follow the width."""
+    following = width_changes(model.config, width, scale)
+    try:
+        return rebuild.from_config(model, following, depths)
+    except ShapeError:
+        fewer = width_changes(model.config, width, scale, heads=False)
+        if fewer == following:
+            raise
+        with contextlib.suppress(MutransferError):
+            return rebuild.from_config(model, fewer, depths)
+        raise
+
+
+def _with_fields(model: nn.Module, fields: Mapping[Path, Any]) -> Rebuilt:
+    """By fields of the base; where they say nothing of its width, it is the model's."""
+    depths = {path: value for path, value in fields.items() if is_depth(path, model.config)}
+    widths = {path: value for path, value in fields.items() if path not in depths}
+    if depths and not widths:
+        widths = width_changes(model.config, own_width(model.config)[1])
+    return rebuild.from_config(model, widths, with_lists(model.config, depths))
 
 
 def _rebuilt(model: Shapes, rebuilt: Rebuilt, need_laws: bool) -> Base:
@@ -234,16 +257,12 @@ def _laws_of_two(
 
 def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: bool) -> Base:
     """Base and model of one class with configs: what differs between the configs is the width."""
-    fields = rebuild.differing_fields(model.config, base.config) or _own_width(model.config)
-    made = rebuild.from_config(model, fields, differing_depths(model.config, base.config))
-    return _rebuilt(shapes_of(model), dataclasses.replace(made, shapes=shapes_of(base), words=words), need_laws)
+    fields = differing_fields(model.config, base.config) or width_changes(model.config, own_width(model.config)[1])
+    made = dataclasses.replace(_with_fields(model, fields), shapes=shapes_of(base), words=words)
+    return _rebuilt(shapes_of(model), made, need_laws)
 
 
-def _own_width(config: Any) -> dict[str, int]:
-    return rebuild.base_fields(config, getattr(config, rebuild.width_field(config)))
-
-
-def _from_file(model: nn.Module, path: Path, need_laws: bool) -> Base:
+def _from_file(model: nn.Module, path: pathlib.Path, need_laws: bool) -> Base:
     saved = PlanData.load(path)
     shapes = shapes_of(model)
     lines = {name: line for line in saved for name in (line.name, *line.aliases)}

@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mutransfer.errors import ConfigError, nearest
-from mutransfer.planning.fields import Field, Kind, Path, depth_fields, fields_of, kind_of, with_values
+from mutransfer.planning.fields import Field, Kind, Path, depth_fields, fields_of
+from mutransfer.planning.resize import path_of
 
-_DEPTHS = (Kind.DEPTH, Kind.LAYER_LIST)
 
-
-def is_depth(name: Any, config: Any) -> bool:
+def is_depth(path: Path, config: Any) -> bool:
     """Whether a field of a config counts layers or has an entry per layer."""
-    if not isinstance(name, str):
-        return False
-    aliases = getattr(config, "attribute_map", None) or {}
-    return kind_of(name, tuple(alias for alias, real in aliases.items() if real == name)) in _DEPTHS
+    return path in {field.path for field in depth_fields(config)}
 
 
 def depth_values(config: Any, depth: int | Mapping[str, Any]) -> dict[Path, Any]:
@@ -33,16 +29,6 @@ def depth_values(config: Any, depth: int | Mapping[str, Any]) -> dict[Path, Any]
         )
     chosen = _named(config, counts, depth) if isinstance(depth, Mapping) else _all(config, counts, depth)
     return with_lists(config, chosen)
-
-
-def differing_depths(config: Any, base: Any) -> dict[Path, Any]:
-    """The base's values of the depth fields in which two configs differ."""
-    own, other = ({field.path: field.value for field in depth_fields(c)} for c in (config, base))
-    return {path: other[path] for path in own if path in other and own[path] != other[path]}
-
-
-def with_depth(config: Any, values: Mapping[Path, Any]) -> Any:
-    return with_values(config, values) if values else config
 
 
 def twice_as_deep(config: Any) -> dict[Path, Any]:
@@ -86,13 +72,16 @@ def _all(config: Any, counts: Sequence[Field], depth: Any) -> dict[Path, Any]:
 
 
 def _named(config: Any, counts: Sequence[Field], depth: Mapping[str, Any]) -> dict[Path, Any]:
-    by_name = {name: field for field in counts for name in (field.name, ".".join(field.path))}
+    known = {field.path: field.value for field in counts}
     chosen = {}
     for name, value in depth.items():
-        if name not in by_name:
-            raise ConfigError(f"{type(config).__name__} has no number of layers {name!r}.{nearest(str(name), by_name)}")
-        own = by_name[name].value
+        path = path_of(config, name)
+        if path not in known:
+            raise ConfigError(
+                f"{name!r} is no number of layers of {type(config).__name__}.{nearest(str(name), map('.'.join, known))}"
+            )
+        own = known[path]
         if isinstance(own, int) != (isinstance(value, int) and not isinstance(value, bool)) or not value:
             raise ConfigError(f"base_depth= has {name!r} = {value!r} where the model has {own!r}: give the same kind.")
-        chosen[by_name[name].path] = value
+        chosen[path] = value
     return chosen

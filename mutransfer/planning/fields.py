@@ -122,6 +122,7 @@ SMALLEST_WIDTH = 8
 """A size below this in a width field counts something else (the 3 of an image's channels in a list of them)."""
 
 Path = tuple[str, ...]
+HeadScaling = Literal["heads", "head_dim"]
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,13 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def width_fields(config: Any, scale: Literal["heads", "head_dim"] = "heads") -> list[Field]:
-    """The fields that follow the width: widths, and numbers of heads or sizes of heads."""
+def width_fields(config: Any, scale: HeadScaling = "heads") -> list[Field]:
+    """The fields that follow the width: widths, and numbers of heads or sizes of heads. The one key-value head of a
+    multi-query attention stays one."""
     kinds = (Kind.WIDTH, Kind.OUTWARD, Kind.HEADS if scale == "heads" else Kind.HEAD_DIM)
-    return [field for field in fields_of(config) if field.kind in kinds]
+    fields = [field for field in fields_of(config) if field.kind in kinds]
+    several = {field.owner for field in fields if field.kind is Kind.HEADS and max(numbers(field.value)) > 1}
+    return [f for f in fields if f.kind is not Kind.HEADS or f.owner not in several or max(numbers(f.value)) > 1]
 
 
 def depth_fields(config: Any) -> list[Field]:
@@ -215,6 +219,15 @@ def scaled_value(field: Field, k: int) -> Any:
     """A field's value in a model k times as wide. Only ever up: a multiple keeps what was divisible."""
     smallest = SMALLEST_WIDTH if field.kind in (Kind.WIDTH, Kind.OUTWARD) else 1
     return mapped(field.value, lambda size: size * k if size >= smallest else size)
+
+
+def numbers(value: Any) -> Iterator[int]:
+    """Every number in a nested list of them."""
+    if isinstance(value, list | tuple):
+        for v in value:
+            yield from numbers(v)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 def mapped(value: Any, change: Callable[[int], int]) -> Any:

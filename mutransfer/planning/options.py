@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from mutransfer.errors import ConfigError, RuleError, nearest
 from mutransfer.planning.data import Form, Init
+from mutransfer.planning.fields import HeadScaling
 from mutransfer.planning.hyperparameters import Hyperparameters, parse_hyperparameters
-from mutransfer.planning.rebuild import HeadScaling
 from mutransfer.rules.depth import Place
 from mutransfer.rules.optimizers import Optimizer, find_optimizer
 from mutransfer.rules.table import Parameterization, Role, find_table

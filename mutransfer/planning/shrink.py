@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from mutransfer.planning.fields import (
     cache_switches,
     fields_of,
     mapped,
+    numbers,
     primary_field,
     with_values,
 )
@@ -198,7 +199,7 @@ def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
     found = {}
     for owner in dict.fromkeys(field.owner for field in fields):
         name = primary_field(_inner(config, owner))
-        largest = max(_numbers(values.get((*owner, name))), default=0) if name is not None else 0
+        largest = max(numbers(values.get((*owner, name))), default=0) if name is not None else 0
         if largest >= SMALLEST_WIDTH:
             found[owner] = largest
     return found
@@ -208,14 +209,6 @@ def _inner(config: Any, owner: Path) -> Any:
     for name in owner:
         config = config[name] if isinstance(config, Mapping) else getattr(config, name)
     return config
-
-
-def _numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, list | tuple):
-        for v in value:
-            yield from _numbers(v)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield value
 
 
 def _of_owner(owner: Path, divisors: Mapping[Path, float], default: float) -> float:
@@ -243,7 +236,7 @@ def _heads(fields: Sequence[Field], width: int, divisor: float, sizes: Sizes) ->
     dims = [field for field in fields if field.kind is Kind.HEAD_DIM]
     largest = max((field.value for field in dims if isinstance(field.value, int)), default=0)
     heads = [field for field in fields if field.kind is Kind.HEADS]
-    queries = max((v for field in heads for v in _numbers(field.value)), default=1)
+    queries = max((v for field in heads for v in numbers(field.value)), default=1)
     by_dim = _power_of_two(largest / sizes.head_dim) if largest else 0
     for field in dims:
         values[field.path] = _shorter(field.value, by_dim or max(1, width // queries // sizes.head_dim))
@@ -276,7 +269,7 @@ def _power_of_two(ratio: float) -> int:
 def _image(field: Field, fields: Sequence[Field], sizes: Sizes) -> Any:
     """A few patches a side, where the config beside it has patches; else 32."""
     patches = [f for f in fields if f.kind is Kind.PATCH and f.owner == field.owner]
-    patch = max((v for f in patches for v in _numbers(f.value)), default=0)
+    patch = max((v for f in patches for v in numbers(f.value)), default=0)
     beside = [f for f in fields if f.owner == field.owner]
     side = patch * sizes.patches if patch else 16 * sizes.patches
     if _stages(beside):  # every stage halves it
@@ -351,10 +344,8 @@ def _fewer_indices(value: Any, depth: int) -> Any:
 
 def _token_ids(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
     """Ids above the vocabulary become the highest ones in it: equal ones stay equal, different ones different."""
-    ids = sorted(
-        {v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v >= sizes.vocabulary // 2}
-    )
-    taken = {v for f in fields if f.kind is Kind.TOKEN_ID for v in _numbers(f.value) if v < sizes.vocabulary // 2}
+    ids = sorted({v for f in fields if f.kind is Kind.TOKEN_ID for v in numbers(f.value) if v >= sizes.vocabulary // 2})
+    taken = {v for f in fields if f.kind is Kind.TOKEN_ID for v in numbers(f.value) if v < sizes.vocabulary // 2}
     free = [i for i in range(sizes.vocabulary - 1, 0, -1) if i not in taken]
     moved = {v: free[i % len(free)] for i, v in enumerate(reversed(ids))}
     return {f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID}

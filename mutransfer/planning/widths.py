@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from mutransfer.errors import MutransferError, ShapeError
-from mutransfer.planning.fields import Field, Kind, scaled_value, width_fields, with_values
+from mutransfer.planning.fields import Field, HeadScaling, Kind, scaled_value, width_fields, with_values
 from mutransfer.planning.sizes import Shapes, compare, shapes_of, without_memory
 
-HeadScaling = Literal["heads", "head_dim"]
 Build = Callable[[Any], nn.Module]
 
 

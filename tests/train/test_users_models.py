@@ -104,7 +104,7 @@ def test_a_config_file_is_read(tmp_path: Path) -> None:
         ({}, "give exactly one, such as model.type=llama"),
         ({"type": "llama", "file": "x.json"}, "give exactly one"),
         ({"type": "llama", "overrides": {"hidden_sise": 64}}, "LlamaConfig has no field 'hidden_sise'. Did you mean"),
-        ({"type": "llama", "overrides": {**LLAMA, "num_key_value_heads": 1}}, "num_key_value_heads' = 1 would become"),
+        ({"type": "llama", "overrides": {**LLAMA, "num_key_value_heads": 3}}, "num_key_value_heads' = 3 would become"),
         ({"type": "t5"}, "no AutoModelForCausalLM for model type 't5'"),
         ({"type": "t5", "kind": "images"}, "no AutoModelForImageClassification"),
         ({"type": "llama", "overrides": {**LLAMA, "hidden_act": "gelo"}}, "cannot build 'llama' at model.width=32"),
@@ -117,9 +117,16 @@ def test_a_transformers_config_that_cannot_be_built_is_refused(settings: dict[st
         build_model({"name": "hf", "width": 32, **settings}, TOKENS)
 
 
-def test_an_architecture_without_one_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ConvNextConfig has no field known as a width"):
-        build_model({"name": "hf", "width": 32, "type": "convnext"}, IMAGES)
+def test_a_list_of_widths_follows_its_first() -> None:
+    model = build_model({"name": "hf", "width": 32, "type": "convnext"}, IMAGES)
+    assert list(model.hf.config.hidden_sizes) == [32, 64, 128, 256]
+
+
+def test_one_key_value_head_stays_one_at_every_width() -> None:
+    overrides = {**LLAMA, "num_key_value_heads": 1}
+    for width in (32, 128):
+        model = build_model({"name": "hf", "width": width, "type": "llama", "overrides": overrides}, TOKENS)
+        assert model.hf.config.num_key_value_heads == 1
 
 
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:

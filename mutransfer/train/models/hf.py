@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, nearest
-from mutransfer.planning.rebuild import base_fields, with_fields
+from mutransfer.planning.resize import at_width
 from mutransfer.train.settings import check_choice, check_whole
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -99,7 +99,7 @@ def _build(config: HFConfig) -> Any:
 
 
 def _scaled_config(config: HFConfig, plain: Any) -> Any:
-    scaled = with_fields(plain, base_fields(plain, config.width))
+    scaled = at_width(plain, config.width)
     if hasattr(scaled, "use_cache"):
         scaled.use_cache = False
     if hasattr(scaled, "is_decoder"):
