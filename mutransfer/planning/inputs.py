@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, MutransferError, RoleError
 from mutransfer.planning.generate import generate_inputs
+from mutransfer.planning.ops import Trace
 from mutransfer.planning.trace import trace
 
+Inputs = tuple[Any, ...] | dict[str, Any]
+"""Positional or keyword arguments of a forward pass."""
 TOKENS = 8
 IMAGE_SIZES = (32, 28, 64, 224)
 
 
-def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any]:
+def find_inputs(model: nn.Module, given: Any) -> Inputs:
     """What the model is traced on.
 
     Args:
@@ -30,26 +33,43 @@ def find_inputs(model: nn.Module, given: Any) -> tuple[Any, ...] | dict[str, Any
         ConfigError: what is given is none of these.
         RoleError: no guess is accepted.
     """
+    told = _told(model, given)
+    return _tried(model)[0] if told is None else told
+
+
+def find_trace(model: nn.Module, given: Any, *, build: Callable[[], nn.Module] | None = None) -> tuple[Inputs, Trace]:
+    """`find_inputs`, and the model's trace on them: where they are guessed, the one that accepted them."""
+    told = _told(model, given)
+    return _tried(model, build) if told is None else (told, trace(model, told, build=build))
+
+
+def _told(model: nn.Module, given: Any) -> Inputs | None:
     if given is not None:
         return _as_arguments(given)
     own = getattr(model, "example_inputs", None)
-    if callable(own):
-        return _as_arguments(own())
-    for run in _by_config(model):
-        return run
+    return _as_arguments(own()) if callable(own) else None
+
+
+def _tried(model: nn.Module, build: Callable[[], nn.Module] | None = None) -> tuple[Inputs, Trace]:
+    """The first inputs that the forward pass accepts, and its trace on them."""
+    seen: list[Trace] = []
+
+    def run(inputs: Inputs) -> None:
+        seen[:] = [trace(model, inputs, build=build)]
+
+    for made in _by_config(model, run):
+        return made, seen[0]
     for guess in (*_dummies(model), *_guesses(model)):
-        try:
-            trace(model, guess)
-        except MutransferError:
-            continue
-        return guess
+        with suppress(MutransferError):
+            run(guess)
+            return guess, seen[0]
     raise RoleError(
         f"No inputs for {type(model).__name__} could be guessed. Pass example_inputs=, a tuple of positional or a dict "
         "of keyword arguments that its forward pass accepts (small ones do)."
     )
 
 
-def _as_arguments(given: Any) -> tuple[Any, ...] | dict[str, Any]:
+def _as_arguments(given: Any) -> Inputs:
     if isinstance(given, Tensor):
         return (given,)
     if isinstance(given, Mapping):
@@ -62,12 +82,12 @@ def _as_arguments(given: Any) -> tuple[Any, ...] | dict[str, Any]:
     )
 
 
-def _by_config(model: nn.Module) -> Iterator[dict[str, Any]]:
+def _by_config(model: nn.Module, run: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:
     """What a model with a config takes and was run on: all its towers' inputs, or where that fails, text alone."""
     if hasattr(getattr(model, "config", None), "to_dict"):
         for whole in (True, False):
             with suppress(RoleError):
-                yield generate_inputs(model, lambda given: trace(model, given), whole=whole)
+                yield generate_inputs(model, run, whole=whole)
 
 
 def _dummies(model: nn.Module) -> Iterator[dict[str, Any]]:
@@ -77,7 +97,7 @@ def _dummies(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield dict(dummies)
 
 
-def _guesses(model: nn.Module) -> Iterator[tuple[Any, ...] | dict[str, Any]]:
+def _guesses(model: nn.Module) -> Iterator[Inputs]:
     """Token ids, images, vectors: in the order of the model's first layers."""
     ids = torch.ones(1, TOKENS, dtype=torch.long)
     for module in model.modules():

@@ -155,8 +155,10 @@ class Products:
     def _sum(self, call: Call, tensor: Tensor, value: _Value, seen: Use) -> None:
         args = call.args if call.name == "sum" else (call.args[0], *call.args[2:])
         for part in value.parts:
-            summed = union(part.layout.label(tensor), reduced(args, tensor))
-            if summed:
+            labels = part.layout.label(tensor)
+            axes = {axis % tensor.ndim for axis in reduced(args, tensor)}
+            kept = [axis for axis in range(tensor.ndim) if axis not in axes]
+            if summed := union(labels, sorted(axes)) - union(labels, kept):  # pairs of features: a part of a dimension
                 bent = part.bent or call.name in _LENGTHS
                 replaces = part.at if not bent else -1
                 uses = tuple(_contracted(part, summed, seen, doubtful=bent))

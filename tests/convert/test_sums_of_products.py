@@ -112,9 +112,16 @@ def _gained_queries(m: Any, h: Tensor) -> Tensor:
     return torch.softmax((q * m.a[:, None]) @ k.mT, -1) @ k
 
 
+def _rotated_in_pairs(m: Any, h: Tensor) -> Tensor:
+    """Rotary positions as 2x2 matrices: each pair of features is summed, not the width."""
+    pairs = (h * m.a).unflatten(-1, (-1, 1, 2))
+    return (pairs * torch.ones(6, 1, 2, 2)).sum(-1).flatten(2)
+
+
 CONTROLS: dict[str, tuple[Head, Shapes]] = {
     "a decay for each channel and state": (_selective_scan, lambda w: {"a": (w, 3)}),
     "a gain for each head and feature of queries": (_gained_queries, lambda w: {"a": (w // 8, 8)}),
+    "a gain before a rotation of pairs": (_rotated_in_pairs, lambda w: {"a": (w,)}),
     "a gain on each side of a matrix": (lambda m, h: (h * m.a) @ h.mT @ (h * m.a), lambda w: {"a": (w,)}),
 }
 

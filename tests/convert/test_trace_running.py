@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import mutransfer as mt
+from mutransfer.planning.inputs import find_inputs, find_trace
 
 X = torch.zeros(2, 6, 5)
 
 
 class Switch(nn.Module):
-    """SwitchTransformers' layer: the router is cast to its own dtype in every call, and the experts that were chosen run
-    one after the other."""
+    """SwitchTransformers' layer: the router is cast to its own dtype in every call, and the chosen experts run one
+    after the other."""
 
     def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -39,3 +41,25 @@ def test_a_router_that_casts_itself_in_the_forward_pass_is_traced_and_left_as_it
         plan = mt.plan(model, "mup", base=16, factory=build, example_inputs=X)
         assert (plan["router.weight"].role, plan["experts.0.weight"].role) == ("output", "hidden")
         assert all(p is before[name] and p.dtype == torch.float32 for name, p in model.named_parameters())
+
+
+class Counting(nn.Module):
+    """Guesses are tried on it: it takes vectors alone, and counts its calls."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(5, width), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("given", [None, X])
+def test_the_run_that_finds_the_inputs_is_the_trace(given: Tensor | None) -> None:
+    model = Counting(64)
+    inputs, found = find_trace(model, given)
+    assert model.calls == 1
+    assert [use.kind for use in found.uses["layer.weight"]] == ["contraction"]
+    assert inputs[0].shape == find_inputs(model, given)[0].shape
+    assert model.calls == (1 if given is not None else 2), "what is given is not run to be found"
