@@ -18,7 +18,7 @@ from torch import nn
 
 from mutransfer.planning.shrink import shrink
 from mutransfer.planning.widths import discover_widths
-from zoo.subjects import NotBuiltError, Small, Subject, images
+from zoo.subjects import NotBuiltError, Small, Subject, from_config, images
 
 SIDES = (32, 64, 128, 224)
 BATCH = 4  # BatchNorm needs more than one value a channel
@@ -99,12 +99,9 @@ def _small(timm: Any, name: str) -> Small:
     width = shrunk.sizes.width
 
     widths = discover_widths(shrunk.config, build)
-
-    def make(width_now: int) -> nn.Module:
-        return build(widths.at(shrunk.config, width_now // width))
-
+    make, deep = from_config(shrunk.config, width, widths, build)
     notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **widths.summary()}
-    return Small(width, make, images(BATCH, sides[0]), notes)
+    return Small(width, make, images(BATCH, sides[0]), notes, deep)
 
 
 def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:

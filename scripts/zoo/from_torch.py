@@ -10,26 +10,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.subjects import WIDTH, Small, Subject, images
+from zoo.subjects import DEPTH, WIDTH, Small, Subject, images
 
-VOCABULARY, LENGTH, FEATURES = 64, 8, 16
+VOCABULARY, LENGTH = 64, 8
+Draw = Callable[[int], tuple[Any, ...]]
 
 
 def torch_subjects() -> Iterator[Subject]:
     """torch.nn's sequence models, nanoGPT and a ResNet."""
-    made: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], tuple[Any, ...]]]] = {
-        "Transformer": (Translator, lambda seed: (ids(seed), ids(seed + 1))),
-        "TransformerEncoder": (Encoder, lambda seed: (ids(seed),)),
-        "MultiheadAttention": (Attention, lambda seed: (ids(seed),)),
-        "LSTM": (lambda width: Recurrent(nn.LSTM, width), lambda seed: (ids(seed),)),
-        "GRU": (lambda width: Recurrent(nn.GRU, width), lambda seed: (ids(seed),)),
-        "nanoGPT": (NanoGPT, lambda seed: (ids(seed),)),
-        "nanoGPT tied": (lambda width: NanoGPT(width, tied=True), lambda seed: (ids(seed),)),
-        "ResNet": (ResNet, images(4, 16)),
+    text: Draw = lambda seed: (ids(seed),)  # noqa: E731
+    flat: dict[str, tuple[Callable[[int], nn.Module], Draw]] = {
+        "MultiheadAttention": (Attention, text),
+        "LSTM": (lambda width: Recurrent(nn.LSTM, width), text),
+        "GRU": (lambda width: Recurrent(nn.GRU, width), text),
     }
-    for name, (make, inputs) in made.items():
+    stacked: dict[str, tuple[Callable[[int, int], nn.Module], Draw]] = {
+        "Transformer": (Translator, lambda seed: (ids(seed), ids(seed + 1))),
+        "TransformerEncoder": (Encoder, text),
+        "nanoGPT": (NanoGPT, text),
+        "nanoGPT tied": (lambda width, depth: NanoGPT(width, depth, tied=True), text),
+        "ResNet": (ResNet, images(4, 4)),
+    }
+    for name, (make, inputs) in flat.items():
+        yield Subject(name, "torch.nn", lambda make=make, inputs=inputs: Small(WIDTH, make, inputs))  # type: ignore[misc]
+    for name, (deep, inputs) in stacked.items():
         source = "hand-written" if name.startswith(("nano", "ResNet")) else "torch.nn"
-        yield Subject(name, source, lambda make=make, inputs=inputs: Small(WIDTH, make, inputs))  # type: ignore[misc]
+        yield Subject(name, source, lambda deep=deep, inputs=inputs: _of_two(deep, inputs))  # type: ignore[misc]
+
+
+def _of_two(deep: Callable[[int, int], nn.Module], inputs: Draw) -> Small:
+    return Small(WIDTH, lambda width: deep(width, DEPTH), inputs, {}, deep, DEPTH)
 
 
 def ids(seed: int) -> Tensor:
@@ -37,21 +47,21 @@ def ids(seed: int) -> Tensor:
 
 
 class Translator(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.embed, self.read = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
-        self.core = nn.Transformer(width, width // 16, 2, 2, 2 * width, dropout=0.0, batch_first=True)
+        self.core = nn.Transformer(width, width // 16, depth, depth, 2 * width, dropout=0.0, batch_first=True)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         return self.read(self.core(self.embed(source), self.embed(target)))
 
 
 class Encoder(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.embed, self.read = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
         layer = nn.TransformerEncoderLayer(width, width // 16, 4 * width, 0.0, batch_first=True, norm_first=True)
-        self.core = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.core = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, source: Tensor) -> Tensor:
         return self.read(self.core(self.embed(source)))
@@ -95,7 +105,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    def __init__(self, width: int, depth: int = 2, *, tied: bool = False) -> None:
+    def __init__(self, width: int, depth: int, *, tied: bool = False) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
         self.h = nn.ModuleList(Block(width) for _ in range(depth))
@@ -135,11 +145,12 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.stem, self.bn = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        self.blocks = nn.Sequential(Residual(width, width, 2), Residual(width, 2 * width, 2))
+        self.first = nn.Sequential(*(Residual(width, width, 1) for _ in range(depth)))
+        self.second = nn.Sequential(*(Residual((1 + (i > 0)) * width, 2 * width, 2 - (i > 0)) for i in range(depth)))
         self.fc = nn.Linear(2 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
+        return self.fc(self.second(self.first(F.relu(self.bn(self.stem(x))))).mean((2, 3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from mutransfer.errors import MutransferError, ShapeError
 from mutransfer.planning.generate import generate_inputs
 from mutransfer.planning.shrink import Shrunk, shrink
 from mutransfer.planning.widths import discover_widths
-from zoo.subjects import NotBuiltError, Small, Subject
+from zoo.subjects import NotBuiltError, Small, Subject, from_config
 
 HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
          "IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
@@ -22,11 +23,11 @@ HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_
 
 
 def transformers_subjects() -> Iterator[Subject]:
-    """Every registered type with a model class."""
+    """Every registered type with a model class, shuffled: however far one gets, it is a fair sample."""
     from transformers import CONFIG_MAPPING
 
     _quiet()
-    for kind in CONFIG_MAPPING:
+    for kind in sorted(CONFIG_MAPPING, key=lambda kind: zlib.crc32(kind.encode())):
         name = _class_name(kind)
         if name is not None:
             yield Subject(kind, "transformers", lambda kind=kind, name=name: _small(kind, name))  # type: ignore[misc]
@@ -61,14 +62,13 @@ def _small(kind: str, name: str) -> Small:
     width = shrunk.sizes.width
     widths = discover_widths(shrunk.config, model_class)
     model = model_class(shrunk.config)
-
-    def make(width_now: int) -> nn.Module:
-        return model_class(widths.at(shrunk.config, width_now // width))
+    make, deep = from_config(shrunk.config, width, widths, model_class)
 
     def inputs(seed: int) -> dict[str, Any]:
         return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
 
-    return Small(width, make, inputs, {"class": name, "kept": list(shrunk.kept), "whole": whole, **widths.summary()})
+    notes = {"class": name, "kept": list(shrunk.kept), "whole": whole, **widths.summary()}
+    return Small(width, make, inputs, notes, deep)
 
 
 def _default(kind: str) -> Any:

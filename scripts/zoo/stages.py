@@ -1,9 +1,10 @@
-"""What is asked of one model: does it build, convert, train alike in both forms, and pass the check?"""
+"""What is asked of one model: does it build, convert, train alike in both forms, and pass the checks?"""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,18 +14,19 @@ import mutransfer as mt
 from mutransfer.check.batches import Generated
 from mutransfer.check.measure import first_tensor
 from mutransfer.errors import MutransferError
+from mutransfer.planning.sizes import shapes_of, without_memory
+from zoo.depth import depth_check, depth_columns
 from zoo.subjects import NotBuiltError, Small, Subject
 
-STAGES = ("build", "convert", "check")
-COLUMNS = ("built", "shrunk", "converted", "folded_is_explicit", "check", "terminals", "depth_check")
 STEPS, ALIKE = 3, 1e-9
+CHEAP = 20_000_000
+"""Parameters of the widest model: where it has fewer, one more width is checked."""
 
 
 def examine(subject: Subject, stage: str) -> dict[str, Any]:
     """One line of the zoo's results; never raises."""
-    began = time.perf_counter()
+    began = time.process_time()
     row: dict[str, Any] = {"model": subject.name, "source": subject.source, "stage": stage, "reason": ""}
-    row |= dict.fromkeys(COLUMNS)
     try:
         _examine(subject, stage, row)
     except NotBuiltError as error:
@@ -33,7 +35,7 @@ def examine(subject: Subject, stage: str) -> dict[str, Any]:
         row["reason"] = _sentence(error)
     except Exception as error:
         row["reason"] = f"CRASH {type(error).__name__}: {_sentence(error)}"
-    return row | {"seconds": round(time.perf_counter() - began, 2)}
+    return row | {"seconds": round(time.process_time() - began, 2)}
 
 
 def _sentence(error: Exception) -> str:
@@ -44,14 +46,7 @@ def _examine(subject: Subject, stage: str, row: dict[str, Any]) -> None:
     row |= {"built": True, "shrunk": False}
     small = subject.small()
     row |= {"shrunk": True, **small.notes, **_build(small)}
-    if stage == "build":
-        return
-    row["converted"] = False
-    row |= _convert(small)
-    row["converted"] = True
-    if stage == "check":
-        row |= _check(small)
-    row |= _forms(small)
+    STAGES[stage](small, row)
 
 
 def _build(small: Small) -> dict[str, Any]:
@@ -64,47 +59,58 @@ def _named(inputs: Any) -> list[tuple[str, Any]]:
     return list(inputs.items()) if isinstance(inputs, dict) else [(str(i), value) for i, value in enumerate(inputs)]
 
 
-def _plan(small: Small, model: nn.Module, form: str = "auto") -> Any:
-    return mt.plan(
-        model,
-        "mup",
-        base=small.width,
-        factory=small.make,
-        example_inputs=small.inputs(0),
-        form=form,  # type: ignore[arg-type]
-    )
+# Conversion
 
 
-def _convert(small: Small) -> dict[str, Any]:
-    began = time.perf_counter()
-    plan = _plan(small, small.make(2 * small.width))
+def _convert(small: Small, row: dict[str, Any]) -> None:
+    """Every column by itself: one that fails says why beside it."""
+    row["converted"] = False
+    torch.manual_seed(0)
+    fresh = small.make(2 * small.width)
+    plan = _plan(small, fresh)
     roles = [line.role.value for line in plan]
-    return {
-        "tensors": len(plan),
-        "roles": {role: roles.count(role) for role in sorted(set(roles))},
-        "attention_sites": len(plan.base_forward.scales),
-        "convert_seconds": round(time.perf_counter() - began, 2),
-    }
+    row |= {"converted": True, "tensors": len(plan), "form": plan.form}
+    row["roles"] = {role: roles.count(role) for role in sorted(set(roles))}
+    _column(row, "attention_scale", lambda: _attention(small, fresh, plan))
+    _column(row, "folded_is_explicit", lambda: _forms(small, fresh, plan))
+    if small.deep is not None:
+        depth_columns(small, row, _column)
 
 
-def _forms(small: Small) -> dict[str, Any]:
+def _column(row: dict[str, Any], name: str, measure: Callable[[], dict[str, Any]]) -> None:
+    """Adds what is measured, or why it could not be."""
     try:
-        difference = _forms_differ(small)
-    except Exception as error:  # the model itself may know no float64
-        return {"forms": f"{type(error).__name__}: {_sentence(error)[:200]}"}
+        row |= measure()
+    except MutransferError as error:
+        row |= {name: False, f"{name}_reason": _sentence(error)}
+    except Exception as error:
+        row |= {name: False, f"{name}_reason": f"CRASH {type(error).__name__}: {_sentence(error)[:300]}"}
+
+
+def _plan(small: Small, model: nn.Module, **options: Any) -> Any:
+    sizes: dict[str, Any] = {"base": small.width, "factory": small.make, "example_inputs": small.inputs(0)}
+    return mt.plan(model, "mup", **sizes, **options)
+
+
+def _attention(small: Small, model: nn.Module, plan: Any) -> dict[str, Any]:
+    """Whether every softmax scale can be set, by asking for half of it; nothing where there is no attention."""
+    sites = len(plan.base_forward.scales)
+    if sites:
+        _plan(small, model, hyperparameters={"attn_mult": 0.5})
+    return {"attention_sites": sites} | ({"attention_scale": True} if sites else {})
+
+
+def _forms(small: Small, fresh: nn.Module, plan: Any) -> dict[str, Any]:
+    """How far the losses of the folded and of the explicit form are apart, relatively, in float64."""
+    other = _plan(small, fresh, form="explicit" if plan.form == "folded" else "folded")
+    runs = [_trained(copy.deepcopy(fresh).double(), one, small.inputs(0)) for one in (plan, other)]
+    difference = max(abs(a - b) / abs(a) for a, b in zip(*runs, strict=True))
     return {"folded_is_explicit": difference <= ALIKE, "forms": f"{difference:.1e}"}
 
 
-def _forms_differ(small: Small) -> float:
-    """How far the losses of the folded and of the explicit form are apart, relatively, in float64."""
-    torch.manual_seed(0)
-    fresh = small.make(2 * small.width)
-    losses = []
-    for form in ("folded", "explicit"):
-        plan, model = _plan(small, fresh, form), copy.deepcopy(fresh).double()
-        plan.apply(model)
-        losses.append(_losses(_in_float64(model), plan, small.inputs(0)))
-    return max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+def _trained(model: nn.Module, plan: Any, inputs: Any) -> list[float]:
+    plan.apply(model)
+    return _losses(_in_float64(model), plan, inputs)
 
 
 def _in_float64(model: nn.Module) -> nn.Module:
@@ -136,21 +142,49 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def _check(small: Small) -> dict[str, Any]:
+# Checks
+
+
+def _check(small: Small, row: dict[str, Any]) -> None:
+    """The width check under muP with AdamW, and what the standard parameterization shows under it."""
     report = mt.coord_check(
         small.make,
-        widths=[small.width * k for k in (1, 2, 4)],
+        widths=_widths(small),
         batches=lambda seed: Generated(small.inputs(seed), seed),
         example_inputs=small.inputs(0),
     )
+    row |= {"check": report.verdict, "widths": list(report.widths), **_found(report)}
+    row |= {"sp": report.control.worst if report.control else "", "positions": report.positions}
+
+
+def _widths(small: Small) -> list[int]:
+    widest = shapes_of(without_memory(lambda: small.make(8 * small.width)))
+    cheap = sum(torch.Size(shape).numel() for shape in widest.values()) < CHEAP
+    return [small.width * k for k in ((1, 2, 4, 8) if cheap else (1, 2, 4))]
+
+
+def _depth(small: Small, row: dict[str, Any]) -> None:
+    """The depth check under CompleteP; nothing where no number of layers is known."""
+    if small.deep is not None:
+        report = depth_check(small)
+        row |= {"depth_check": report.verdict, "depths": list(report.depths), **_found(report)}
+
+
+def _found(report: Any) -> dict[str, Any]:
     first = report.culprits[0] if report.culprits else None
     worst = max(report.judged, key=lambda slope: abs(slope.off), default=None)
     return {
-        "check": report.verdict,
         "reason": "" if report.verdict == "pass" else report.reason,
         "culprit": f"{first.name} ({first.kind}) {first.measured:+.2f}" if first else "",
         "worst": f"{worst.name} ({worst.kind}) {worst.off:+.2f}" if worst else "",
-        "sp": report.control.worst if report.control else "",
-        "positions": report.positions,
-        "check_seeds": report.seeds,
+        "seeds": report.seeds,
     }
+
+
+STAGES: dict[str, Callable[[Small, dict[str, Any]], None]] = {
+    "build": lambda small, row: None,
+    "convert": _convert,
+    "check": _check,
+    "depth": _depth,
+}
+"""Each is asked by itself, in a line of its own."""

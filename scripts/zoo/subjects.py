@@ -1,4 +1,4 @@
-"""What is in the zoo: a name, and how it is made small and at any width."""
+"""What is in the zoo: a name, and how it is made small and at any width and depth."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
-WIDTH = 64
+from mutransfer.planning.depths import with_lists
+from mutransfer.planning.fields import Kind, depth_fields, mapped, with_values
+from mutransfer.planning.widths import Widths
+
+WIDTH, DEPTH = 64, 2
 """Of the small models that are built by hand here."""
 
 
 @dataclass(frozen=True)
 class Small:
-    """A small model that can be made wider.
+    """A small model that can be made wider, and mostly deeper.
 
     Attributes:
         width: of the smallest.
         make: width, a multiple of the smallest -> a fresh model.
         inputs: seed -> what its forward pass takes.
         notes: columns that only its source knows.
+        deep: width and depth -> a fresh model; None where it has no number of layers.
+        depth: of the shallowest.
     """
 
     width: int
     make: Callable[[int], nn.Module]
     inputs: Callable[[int], tuple[Any, ...] | dict[str, Any]]
     notes: dict[str, Any] = field(default_factory=dict)
+    deep: Callable[[int, int], nn.Module] | None = None
+    depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,26 @@ def subjects() -> Iterator[Subject]:
     yield from torch_subjects()
     yield from timm_subjects()
     yield from transformers_subjects()
+
+
+def from_config(
+    config: Any, width: int, widths: Widths, build: Callable[[Any], nn.Module]
+) -> tuple[Callable[[int], nn.Module], Callable[[int, int], nn.Module] | None]:
+    """How a small config's model is made at any width, and at any width and depth; a depth of 1 is the config's own."""
+
+    def make(width_now: int) -> nn.Module:
+        return build(widths.at(config, width_now // width))
+
+    def deep(width_now: int, times: int) -> nn.Module:
+        return build(times_as_deep(widths.at(config, width_now // width), times))
+
+    return make, deep if any(f.kind is Kind.DEPTH for f in depth_fields(config)) else None
+
+
+def times_as_deep(config: Any, times: int) -> Any:
+    """Every number of layers multiplied, every list with an entry per layer as long."""
+    counts = [f for f in depth_fields(config) if f.kind is Kind.DEPTH]
+    return with_values(config, with_lists(config, {f.path: mapped(f.value, lambda n: n * times) for f in counts}))
 
 
 def images(batch: int, side: int, channels: int = 3) -> Callable[[int], tuple[Any, ...]]:

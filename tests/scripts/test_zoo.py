@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 from zoo.command import main
+from zoo.from_torch import torch_subjects
 from zoo.pool import append_row, read_rows, run_all
 from zoo.stages import examine
 from zoo.subjects import NotBuiltError, Small, Subject
-from zoo.summary import pattern, summary
+from zoo.summary import merged, pattern, summary
 
 
 def subject(name: str, make: Any = lambda: None) -> Subject:
@@ -61,15 +62,22 @@ def test_refusals_of_one_kind_are_counted_together() -> None:
 
 
 def test_the_summary_counts_what_could_have_passed() -> None:
+    beside = {"source": "s", "stage": "convert"}
     rows = [
-        {"model": "a", "source": "s", "built": True, "converted": True, "check": "pass", "reason": ""},
-        {"model": "b", "source": "s", "built": True, "converted": False, "reason": "no"},
-        {"model": "c", "source": "s", "built": False, "reason": "incomplete"},
+        {"model": "a", **beside, "built": True, "converted": True, "branches": 2, "terminals": 2, "reason": ""},
+        {"model": "a", **beside, "stage": "check", "check": "fail", "reason": "too steep"},
+        {"model": "a", **beside, "stage": "check", "check": "pass", "reason": ""},
+        {"model": "b", **beside, "built": True, "converted": False, "branches": 0, "reason": "no"},
+        {"model": "c", **beside, "built": True, "reason": "CRASH"},
+        {"model": "d", **beside, "built": False, "reason": "incomplete"},
     ]
-    lines = {line.split("  ")[0].strip(): line for line in summary(rows).splitlines() if line.strip()}
-    assert "2/3" in lines["built"]
-    assert "1/2" in lines["converted"]
-    assert "1/1" in lines["check passed"]
+    lines = {line.split("  ")[0].strip(): line for line in summary(merged(rows)).splitlines() if line.strip()}
+    assert "3/4" in lines["builds by itself"]
+    assert "2/3" in lines["converted or a sentence"]
+    assert "1/3" in lines["converted"]
+    assert "1/1" in lines["terminals verified"]
+    assert "1/1" in lines["width check passed"]
+    assert "too steep" not in summary(merged(rows))
 
 
 def test_a_model_that_does_not_build_by_itself_is_no_failure_of_ours() -> None:
@@ -90,6 +98,13 @@ def test_one_model_converts_and_its_forms_agree() -> None:
     row = examine(subject("mlp", small), "convert")
     assert row["converted"] is True
     assert row["folded_is_explicit"] is True
+    assert "branches" not in row
+
+
+def test_what_repeats_with_depth_is_counted_and_proven() -> None:
+    text = next(one for one in torch_subjects() if one.name == "nanoGPT")
+    row = examine(text, "convert")
+    assert (row["branches"], row["terminals"], row["completep"]) == (2, 2, True)
 
 
 def test_the_command_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,63 @@
+"""What is asked of one model in depth: which branches repeat, can their terminals be proven, does CompleteP convert?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mutransfer as mt
+from mutransfer.check.batches import Generated
+from mutransfer.planning.branches import find_branches, key_of, repeating
+from mutransfer.planning.stacks import compare_depths
+from mutransfer.planning.trace import trace
+from mutransfer.planning.verify import verify
+from zoo.subjects import Small
+
+TIMES = (1, 2, 4, 8)
+Column = Callable[[dict[str, Any], str, Callable[[], dict[str, Any]]], None]
+
+
+def depth_columns(small: Small, row: dict[str, Any], column: Column) -> None:
+    """Kinds of residual branches that repeat, how many of them are verified, and whether CompleteP converts."""
+    column(row, "branches", lambda: _branches(small))
+    if row["branches"] is not False and row["branches"] > 0:
+        column(row, "completep", lambda: _completep(small))
+
+
+def _branches(small: Small) -> dict[str, Any]:
+    assert small.deep is not None
+    inputs = small.inputs(0)
+    base, deeper = (small.deep(small.width, small.depth * k).eval() for k in (1, 2))
+    one, two = trace(base, inputs), trace(deeper, inputs)
+    templates = compare_depths(one.uses, two.uses).templates
+    keys = {key_of(b, templates) for b in repeating(find_branches(one), find_branches(two), templates)}
+    verdicts = verify(base, inputs, [b for b in find_branches(one) if key_of(b, templates) in keys])
+    proven = {key_of(v.branch, templates): not v.why for v in verdicts}
+    unproven = next((f"{v.branch.module}: {v.why}" for v in verdicts if v.why), "")
+    return {"branches": len(keys), "terminals": sum(proven.values()), "terminals_reason": unproven}
+
+
+def _completep(small: Small) -> dict[str, Any]:
+    assert small.deep is not None
+    mt.plan(
+        small.deep(2 * small.width, 2 * small.depth),
+        "completep",
+        base=small.width,
+        base_depth=small.depth,
+        factory=small.deep,
+        example_inputs=small.inputs(0),
+    )
+    return {"completep": True}
+
+
+def depth_check(small: Small) -> Any:
+    """The coordinate check over depths, under CompleteP with AdamW."""
+    assert small.deep is not None
+    return mt.coord_check(
+        small.deep,
+        widths=[small.width],
+        depths=[small.depth * k for k in TIMES],
+        parameterization="completep",
+        batches=lambda seed: Generated(small.inputs(seed), seed),
+        example_inputs=small.inputs(0),
+    )
