@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -17,6 +18,8 @@ from zoo.subjects import Subject
 
 Row = dict[str, Any]
 MEMORY = 10 * 2**30
+PATIENCE = 4
+"""Seconds that a process may wait for a busy machine, per second that it may compute."""
 
 
 @dataclass
@@ -70,14 +73,15 @@ def _start(subject: Subject, work: Callable[[Subject], Row], seconds: float) -> 
     if pid == 0:
         os.close(reader)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(int(seconds) + 5)  # should the parent die
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
+        signal.alarm(int(PATIENCE * seconds) + 5)  # should the parent die
         row = work(subject)
         with os.fdopen(writer, "w") as file:
             file.write(json.dumps(row))
         os._exit(0)
     os.close(writer)
     os.set_blocking(reader, False)
-    return Job(subject, pid, reader, time.monotonic() + seconds)
+    return Job(subject, pid, reader, time.monotonic() + PATIENCE * seconds)
 
 
 def _poll(job: Job, seconds: float) -> Row | None:
@@ -94,7 +98,7 @@ def _poll(job: Job, seconds: float) -> Row | None:
     try:
         row: Row = json.loads(job.text)
     except json.JSONDecodeError:
-        over = time.monotonic() >= job.deadline
+        over = time.monotonic() >= job.deadline or os.WTERMSIG(status) == signal.SIGXCPU
         reason = f"TIME over {seconds:g} s" if over else f"DIED with status {status} (memory over the limit?)"
         return {"model": job.subject.name, "source": job.subject.source, "reason": reason}
     return row
