@@ -7,6 +7,7 @@ as they are; an op that an input reaches makes an activation, and is a use of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ from mutransfer.planning.calls import (
     moved,
     tensors_in,
 )
+from mutransfer.planning.degrees import degree
 from mutransfer.planning.layout import Dims, Form, Layout, union
 from mutransfer.planning.ops import Op, Use
 from mutransfer.planning.products import Products, weight_uses
@@ -68,6 +70,7 @@ class Tracer(TorchDispatchMode):
         self._activations = {address(t) for t in tensors_in((inputs,))}
         self._draws_its_own = not self._activations  # a generator that is given a count: whatever it makes is an input
         self._statistics: dict[int, Mapping[str, frozenset[int]]] = {}
+        self._degrees: dict[int, float] = {}
         self._dropped: set[tuple[str, int]] = set()
         self._products = Products()
 
@@ -198,8 +201,9 @@ class Tracer(TorchDispatchMode):
     def _follow_statistics(self, call: Call, static: bool) -> None:
         """What is made of a parameter's values alone, and by which ops: its norm, the largest singular value.
 
-        A parameter that is divided by its own is normalized, and those ops were no use of it. A weight that a style
-        modulates is normalized so as well (StyleGAN2 calls it demodulation).
+        A parameter that is divided by its own is normalized, and those ops were no use of it; not so where it is
+        multiplied by them again (BitNet's quantized weights). A weight that a style modulates is normalized as well
+        (StyleGAN2 calls it demodulation).
         """
         made: dict[str, frozenset[int]] = {}
         held = {i: call.layouts.get(i, ()) if static else self._products.modulated(t) for i, t in call.held.items()}
@@ -209,12 +213,22 @@ class Tracer(TorchDispatchMode):
             summed = call.name in STATISTICS or call.name in CONTRACTIONS or call.name == "vdot"
             for layout in held[i] if summed else ():
                 made[layout.parameter] = made.get(layout.parameter, frozenset()) | {len(self.ops) - 1}
-        own = {layout.parameter for found in held.values() for layout in found}
-        normalized = own & set(made) if call.name in ("mul", "div") else set()
-        self.normalized |= normalized
-        self._dropped |= {(name, op) for name in normalized for op in made[name]}
-        if made and not normalized and (static or len(call.held) == 1):
+        left = self._follow_degrees(call, held, static)
+        scaled = {layout.parameter for found in held.values() for layout in found} & set(made)
+        if call.name not in ("mul", "div"):
+            scaled = set()
+        self.normalized = self.normalized - scaled if math.isclose(left, 1) else self.normalized | scaled
+        self._dropped |= {(name, op) for name in scaled for op in made[name]}
+        if made and not scaled and (static or len(call.held) == 1):
             self._statistics[address(call.results[0])] = made
+
+    def _follow_degrees(self, call: Call, held: Mapping[int, tuple[Layout, ...]], static: bool) -> float:
+        """The power of a factor on a parameter that is left in the result."""
+        own = {i: self._degrees.get(address(t), 1.0 if held[i] else 0.0) for i, t in call.held.items()}
+        left = degree(call, own)
+        if any(held.values()) or (any(own.values()) and (static or len(own) == 1)):
+            self._degrees[address(call.results[0])] = left
+        return left
 
     def _carry(self, call: Call, forms: Mapping[int, Form]) -> None:
         """The result holds the parameters that some operands hold."""

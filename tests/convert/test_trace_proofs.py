@@ -200,6 +200,35 @@ def test_a_weight_that_is_divided_by_its_own_norm_feels_no_factor_and_is_refused
         roles(head, lambda w: {"w": (7, w)})
 
 
+def _straight_through(quantize: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
+    return lambda m, h: functional.linear(h, m.w + (quantize(m.w) - m.w).detach())
+
+
+BITNETS = {
+    "three values": _straight_through(lambda w: (w / w.abs().mean()).round().clamp(-1, 1) * w.abs().mean()),
+    "by the inverse scale": _straight_through(lambda w: (lambda s: (w * s).round() / s)(1 / w.abs().mean())),
+    "two values": _straight_through(lambda w: (w - w.mean()).sign() * w.abs().mean()),
+    "eight bits": _straight_through(lambda w: (lambda s: (w / s).round() * s)(w.abs().amax(1, keepdim=True) / 127)),
+}
+
+
+@pytest.mark.parametrize("head", BITNETS.values(), ids=BITNETS.keys())
+def test_a_quantized_weight_that_gets_its_size_back_feels_a_factor(head: Callable[[Net, Tensor], Tensor]) -> None:
+    assert roles(head, lambda w: {"w": (7, w)}) == {"w": "output"}
+
+
+NO_FACTOR = {
+    "quantized to values of no size": _straight_through(lambda w: (w / w.abs().mean()).round()),
+    "a factor twice": _straight_through(lambda w: w * w.abs().mean()),
+}
+
+
+@pytest.mark.parametrize("head", NO_FACTOR.values(), ids=NO_FACTOR.keys())
+def test_control_one_that_does_not_is_refused(head: Callable[[Net, Tensor], Tensor]) -> None:
+    with pytest.raises(RoleError, match="'w' is normalized in the forward pass"):
+        roles(head, lambda w: {"w": (7, w)})
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_singular_value_of_spectral_norm_is_no_use_of_its_weight(training: bool) -> None:
     def build(width: int) -> nn.Module:
