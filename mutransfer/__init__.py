@@ -14,6 +14,7 @@ _HOME = {
     "parameterize": "mutransfer.convert",
     "plan": "mutransfer.convert",
     "Plan": "mutransfer.convert",
+    "export": "mutransfer.convert",
     "PARAMETERIZATIONS": "mutransfer.rules.tables",
     "OPTIMIZERS": "mutransfer.rules.optimizers",
     "Parameterization": "mutransfer.rules.table",

@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from mutransfer.planning.data import AttentionPlan, SwapPlan
 
+PLAIN_SCALES = "_mutransfer_scales"
+"""Attribute on a module whose softmax scale was set: attribute -> the value that its own class gave it."""
+
 
 class Scaled:
     """Mixin: `parameter_multipliers` scale parameters where they are read, `weight_multiplier` the layer's weight,
@@ -105,6 +108,8 @@ def apply_swaps(model: nn.Module, swaps: Iterable[SwapPlan]) -> None:
 
 
 def apply_attention(model: nn.Module, attention: Iterable[AttentionPlan]) -> None:
-    """Sets the planned softmax scales."""
+    """Sets the planned softmax scales, and notes what they were."""
     for site in attention:
-        setattr(model.get_submodule(site.module), site.attribute, site.value)
+        module = model.get_submodule(site.module)
+        module.__dict__.setdefault(PLAIN_SCALES, {})[site.attribute] = getattr(module, site.attribute)
+        setattr(module, site.attribute, site.value)

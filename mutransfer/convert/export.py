@@ -1,0 +1,224 @@
+"""A plain model of the same function: what conversion put into the forward pass goes back into the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer.apply.multipliers import PLAIN_SCALES, Scaled
+from mutransfer.convert.parameterize import MARK
+from mutransfer.errors import ConfigError, MutransferError, RoleError
+from mutransfer.planning.inputs import Inputs, find_inputs
+from mutransfer.planning.ops import Trace
+from mutransfer.planning.sites import AttentionSite, attention_sites
+from mutransfer.planning.trace import trace
+
+_PROGRAM = "or keep the multiplier and write a program with torch.export.export(model, inputs)"
+
+
+def export(model: nn.Module, *, example_inputs: Any = None) -> nn.Module:
+    """A copy of a parameterized model as its own plain class: no mutransfer class or mark, and the same function.
+
+    Its `state_dict` loads into the class that the model was made from, and `save_pretrained` writes what
+    `from_pretrained` reads. A folded model only loses its mark. Forward multipliers go into the weights, and a softmax
+    scale that was set goes back to the class's own and into the query projection. That is then checked by running both
+    models. Train the original, not the copy: the plan's groups do not fit the copy's weights.
+
+    Args:
+        model: parameterized, trained or not. It is left untouched.
+        example_inputs: a tensor, tuple or dict that the forward pass accepts, where there are multipliers and inputs
+            cannot be guessed.
+
+    Raises:
+        ConfigError: the model carries no plan, or it is compiled, wrapped or sharded.
+        RoleError: a multiplier that no plain weights stand for; the message names the module.
+    """
+    _refuse_unplain(model)
+    plain = copy.deepcopy(model)
+    rewritten = [*_multiplied(plain), *_rescaled(plain)]
+    inputs = find_inputs(model, example_inputs) if rewritten else ()
+    with torch.no_grad():
+        _fold_multipliers(plain)
+        _fold_scales(plain, inputs)
+    for module in plain.modules():
+        module.__dict__.pop(MARK, None)
+    if rewritten:
+        _check_same(model, plain, inputs, rewritten[0])
+    return plain
+
+
+def _refuse_unplain(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {model!r}, which is no nn.Module. Give the model that was parameterized.")
+    if hasattr(model, "_orig_mod"):
+        raise ConfigError("The model is compiled. Export the one inside: mutransfer.export(model._orig_mod).")
+    if not any(MARK in vars(module) for module in model.modules()):
+        raise ConfigError(
+            f"This {type(model).__name__} carries no plan, so there is nothing to take out of it. Give the model that "
+            "was parameterized."
+        )
+    if MARK not in vars(model) and isinstance(getattr(model, "module", None), nn.Module):
+        raise ConfigError(f"The model is wrapped in {type(model).__name__}. Export the one inside: model.module.")
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is not Tensor or parameter.is_meta:
+            what = "on the meta device" if parameter.is_meta else f"a {type(parameter.data).__name__}"
+            raise ConfigError(
+                f"{name!r} is {what}, not a whole tensor with values. Load a full state dict into an unsharded model "
+                "on which plan.apply was called, and export that."
+            )
+
+
+def _multiplied(model: nn.Module) -> Iterator[str]:
+    return (name for name, module in model.named_modules() if isinstance(module, Scaled))
+
+
+def _rescaled(model: nn.Module) -> Iterator[str]:
+    return (name for name, module in model.named_modules() if PLAIN_SCALES in vars(module))
+
+
+def _fold_multipliers(model: nn.Module) -> None:
+    """Every parameter times what each of its owners multiplies it by, which must be one number."""
+    for name, (tensor, factors) in _factors(model).items():
+        if len(set(factors.values())) > 1:
+            uses = " and ".join(f"{factor:.4g} in {owner!r}" for owner, factor in factors.items())
+            raise RoleError(
+                f"{name!r} is one tensor that is multiplied by {uses}, which no plain tensor can stand for. Untie it "
+                f"before it is parameterized, use form='auto', which folds where it can, {_PROGRAM}."
+            )
+        tensor.mul_(next(iter(factors.values())))
+    for name, module in model.named_modules():
+        if isinstance(module, Scaled):
+            _make_plain(name, module)
+
+
+def _factors(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, float]]]:
+    """First name of each parameter -> the tensor, and what each module that owns it multiplies it by."""
+    found: dict[int, tuple[str, Tensor, dict[str, float]]] = {}
+    for path, module in model.named_modules():
+        for local, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{local}" if path else local
+            found.setdefault(id(tensor), (name, tensor, {}))[2][name] = _factor(module, local)
+    return {name: (tensor, factors) for name, tensor, factors in found.values()}
+
+
+def _factor(module: nn.Module, local: str) -> float:
+    if not isinstance(module, Scaled):
+        return 1.0
+    return module.parameter_multipliers.get(local, 1.0) * (module.weight_multiplier if local == "weight" else 1.0)
+
+
+def _make_plain(name: str, module: Any) -> None:
+    """The module's own class again; what multiplied all that it returns is put into its gain."""
+    if isinstance(module, nn.Embedding) and module.max_norm is not None and module.weight_multiplier != 1.0:
+        raise RoleError(
+            f"{name!r} is multiplied and keeps its rows below max_norm, which plain weights cannot do: build it with "
+            f"max_norm=None, {_PROGRAM}."
+        )
+    output = module.output_multiplier
+    module.__class__ = type(module).plain
+    for attribute in ("parameter_multipliers", "weight_multiplier", "output_multiplier"):
+        del module.__dict__[attribute]
+    if output != 1.0:
+        _fold_output(name, module, output)
+
+
+def _fold_output(name: str, module: nn.Module, factor: float) -> None:
+    """A gain that enters as 1 + w becomes factor * (1 + w) - 1, and a bias beside it is multiplied."""
+    gains = dict(module.named_parameters())
+    weight = gains.pop("weight", None)
+    if weight is None or any(parameter.ndim != 1 for parameter in gains.values()):
+        raise RoleError(
+            f"All that {name!r} returns is multiplied by {factor:.4g}, and it has no gain that could hold that: use "
+            f"form='auto', which folds where it can, {_PROGRAM}."
+        )
+    weight.mul_(factor).add_(factor - 1)
+    for bias in gains.values():
+        bias.mul_(factor)
+
+
+def _fold_scales(model: nn.Module, inputs: Inputs) -> None:
+    """Softmax scales go back to what the class computes; the queries carry what they were multiplied by."""
+    scaled = [model.get_submodule(name) for name in _rescaled(model)]
+    if not scaled:
+        return
+    before = attention_sites(trace(model, inputs))
+    for module in scaled:
+        module.__dict__.update(module.__dict__.pop(PLAIN_SCALES))
+    traced = trace(model, inputs)
+    named = dict(model.named_parameters())
+    for old, site in zip(before, attention_sites(traced), strict=True):
+        factor = old.scale / site.scale
+        if not math.isclose(factor, 1.0, rel_tol=1e-9):
+            for parameter in _queries(site, traced, factor):
+                named[parameter].mul_(factor)
+
+
+def _queries(site: AttentionSite, traced: Trace, factor: float) -> tuple[str, ...]:
+    """The parameters that set the size of the queries and of nothing else."""
+    apart = bool(site.keys) and not set(site.queries) & set(site.keys)
+    if not site.queries or not apart or any(len(traced.uses[name]) != 1 for name in site.queries):
+        raise RoleError(
+            f"The softmax scale of {site.module!r} was multiplied by {factor:.4g}, its class computes its own, and no "
+            "parameter makes its queries alone that could carry the factor. Convert with scale='heads', which keeps "
+            f"head_dim, {_PROGRAM}."
+        )
+    return site.queries
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, plain: nn.Module, inputs: Inputs, rewritten: str) -> None:
+    """Raises RoleError where the two models' outputs differ by more than rounding."""
+    for one, other in zip(_outputs(model, inputs), _outputs(plain, inputs), strict=True):
+        scale = float(torch.linalg.vector_norm(one.double()))
+        error = float(torch.linalg.vector_norm(one.double() - other.double()))
+        if error > math.sqrt(torch.finfo(one.dtype).eps) * scale:
+            raise RoleError(
+                f"Plain weights in place of the multiplier of {rewritten!r} change the outputs by {error / scale:.2g}: "
+                f"what it multiplies is used elsewhere too. Use form='auto', which folds where it can, {_PROGRAM}."
+            )
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Of the evaluated model, the same random numbers drawn."""
+    was_training = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return list(_floating(model(*_moved(args, device), **_moved(kwargs, device))))
+    except MutransferError:
+        raise
+    except Exception as error:  # whatever a foreign forward pass raises
+        raise ConfigError(
+            f"The forward pass failed on the example inputs ({type(error).__name__}: {error}), so the exported model "
+            "cannot be checked. Give example_inputs= that it accepts."
+        ) from error
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _moved(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(_moved(value, device) for value in inputs)
+    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
+def _floating(out: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in whatever a model returns."""
+    if isinstance(out, Tensor):
+        if out.is_floating_point():
+            yield out
+    elif isinstance(out, Mapping | tuple | list):
+        values: Iterable[Any] = out.values() if isinstance(out, Mapping) else out
+        for value in values:
+            yield from _floating(value)
