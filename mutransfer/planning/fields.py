@@ -35,6 +35,7 @@ class Kind(StrEnum):
     GROUPS = "groups of a norm"
     GRID = "patches a side"
     OUTWARD = "another part's width"
+    MULTIPLIER = "factor on widths"
     FIXED = "fixed"
 
 
@@ -56,6 +57,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.DEPTH, r"(.*_)?(num_hidden_layers|num_layers)|n_layers?|layers|(.*_)?depths?|stage_num_blocks"),
     (Kind.DEPTH, r"(.*_)?(encoder|decoder|text|speech)_layers|num_blocks|(.*_)?encoder_blocks|[lrx]_layers"),
     (Kind.DEPTH, r"(.*_)?num_(encoder|decoder|adapter|lstm|dec|attention|spatial|temporal|auxiliary)_layers"),
+    (Kind.DEPTH, r"d|block_config"),
     (Kind.DEPTH, r"n_(input|output|recurrent)_layers|blocks_per_stage|block_repeats|(c2f|csp)_num_blocks"),
     (Kind.DENSE_LAYERS, r"first_k_dense_replace|num_dense_layers|num_kv_shared_layers|max_window_layers"),
     (Kind.DENSE_LAYERS, r"num_(first|last)_full_attention_layers|moe_layer_(start|end)_index|num_global_layers"),
@@ -79,6 +81,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.QUERIES, r"two_stage_num_proposals|num_detection_tokens|num_denoising"),
     (Kind.IMAGE, r"(.*_)?(image_size|img_size|crop_size)"),
     (Kind.PATCH, r"(.*_)?patch_size"),
+    (Kind.MULTIPLIER, r"(width|depth|channel)_multiplier|width_(mult|factor|coefficient)"),
     (Kind.HEADS, r"(.*_)?(attention_heads|n_heads?|num_heads|kv_heads|key_value_heads|key_heads|value_heads)"),
     (Kind.HEADS, r"(.*_)?(num_attention_heads_per_(stage|layer)|key_value_heads_per_layer|self_attn_heads|heads)"),
     (Kind.HEADS, r"mamba_(n_heads|num_heads)|num_(self|cross)_attention_heads|index_n_heads|kv_n_heads"),
@@ -109,7 +112,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WIDTH, r"(.*_)?(embed_proj_dim|vit_dim|d_latent|input_dim|output_dims?|proj_dims|num_pos_feats|dim_ff)"),
     (
         Kind.WIDTH,
-        r"(.*_)?(dims|channels|widths?|stem_(size|width)|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
+        r"c|(.*_)?(dims|channels|chs|widths?|stem_(size|width)|num_init_features|growth_rate|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
     ),
 )
 """(kind, pattern), tested in order against the whole of a field's name and its aliases; the first that fits holds."""
@@ -131,7 +134,7 @@ class Field:
 
     Attributes:
         path: names from the outermost config inwards; the last is the field's own.
-        value: a number, or a list of numbers or words.
+        value: a number, or a list of numbers or words; of a multiplier a fraction, too.
         kind: what it counts.
     """
 
@@ -157,17 +160,19 @@ def kind_of(name: str, aliases: tuple[str, ...] = ()) -> Kind | None:
 
 
 def fields_of(config: Any, path: Path = ()) -> Iterator[Field]:
-    """The fields of a config and of the configs inside it whose kind is known."""
+    """The fields of a config and of the configs inside it, those in lists too, whose kind is known."""
     own = _items(config)
     aliases = getattr(config, "attribute_map", None) or {}
     for name, value in own.items():
         here = (*path, name)
         if _is_nested(value):
             yield from fields_of(value, here)
-        elif _is_size(value):
-            kind = kind_of(name, tuple(alias for alias, real in aliases.items() if real == name))
-            if kind is not None and kind is not Kind.FIXED:
-                yield Field(here, value, kind)
+            continue
+        kind = kind_of(name, tuple(alias for alias, real in aliases.items() if real == name))
+        if isinstance(value, float) and kind in (Kind.WIDTH, Kind.MULTIPLIER):
+            yield Field(here, value, Kind.MULTIPLIER)
+        elif _is_size(value) and kind is not None and kind is not Kind.FIXED:
+            yield Field(here, value, kind)
 
 
 def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
@@ -180,11 +185,15 @@ def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def _items(config: Any) -> dict[str, Any]:
+    if isinstance(config, list | tuple):
+        return {str(i): value for i, value in enumerate(config)}
     items = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     return {name: value for name, value in items.items() if isinstance(name, str) and not name.startswith("_")}
 
 
 def _is_nested(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_is_nested(v) for v in value)
     inside = hasattr(value, "to_dict") or dataclasses.is_dataclass(value)
     return isinstance(value, Mapping) or (inside and not isinstance(value, type))
 
@@ -197,9 +206,11 @@ def _is_size(value: Any) -> bool:
 
 def width_fields(config: Any, scale: HeadScaling = "heads") -> list[Field]:
     """The fields that follow the width: widths, and numbers of heads or sizes of heads. The one key-value head of a
-    multi-query attention stays one."""
-    kinds = (Kind.WIDTH, Kind.OUTWARD, Kind.HEADS if scale == "heads" else Kind.HEAD_DIM)
-    fields = [field for field in fields_of(config) if field.kind in kinds]
+    multi-query attention stays one; a factor on all widths follows where the config has no width."""
+    known = list(fields_of(config))
+    widths = Kind.WIDTH if any(field.kind is Kind.WIDTH for field in known) else Kind.MULTIPLIER
+    kinds = (widths, Kind.OUTWARD, Kind.HEADS if scale == "heads" else Kind.HEAD_DIM)
+    fields = [field for field in known if field.kind in kinds]
     several = {field.owner for field in fields if field.kind is Kind.HEADS and max(numbers(field.value)) > 1}
     return [f for f in fields if f.kind is not Kind.HEADS or f.owner not in several or max(numbers(f.value)) > 1]
 
@@ -217,6 +228,8 @@ def primary_field(config: Any) -> str | None:
 
 def scaled_value(field: Field, k: int) -> Any:
     """A field's value in a model k times as wide. Only ever up: a multiple keeps what was divisible."""
+    if field.kind is Kind.MULTIPLIER:
+        return field.value * k
     smallest = SMALLEST_WIDTH if field.kind in (Kind.WIDTH, Kind.OUTWARD) else 1
     return mapped(field.value, lambda size: size * k if size >= smallest else size)
 
@@ -243,7 +256,14 @@ def with_values(config: Any, changes: Mapping[Path, Any]) -> Any:
     for path, value in changes.items():
         owner = changed
         for name in path[:-1]:
-            owner = owner[name] if isinstance(owner, Mapping) else getattr(owner, name)
+            owner = inside(owner, name)
         # past the config's own __setattr__, whose validation sees half of the changes
         (owner if isinstance(owner, dict) else vars(owner))[path[-1]] = value
     return changed
+
+
+def inside(config: Any, name: str) -> Any:
+    """What a config, or a list of configs, holds under one part of a path."""
+    if isinstance(config, list | tuple):
+        return config[int(name)]
+    return config[name] if isinstance(config, Mapping) else getattr(config, name)

@@ -16,6 +16,7 @@ from mutransfer.planning.fields import (
     Path,
     cache_switches,
     fields_of,
+    inside,
     mapped,
     numbers,
     primary_field,
@@ -164,7 +165,8 @@ def _simple(field: Field, sizes: Sizes) -> Any:
 def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
     """Widths over one divisor per config; a size that is another config's own width becomes that one's."""
     primaries = _primaries(config, fields)
-    widest = max(primaries.values(), default=sizes.width)
+    own = (size for field in fields if field.kind is Kind.WIDTH for size in numbers(field.value))
+    widest = max(primaries.values(), default=0) or max(own, default=sizes.width)
     divisors = {o: (size if sizes.apart else widest) / sizes.width for o, size in primaries.items()}
     own_widths = {size: _divided(size, divisors[owner]) for owner, size in primaries.items()}
     values: dict[Path, Any] = {}
@@ -207,7 +209,7 @@ def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
 
 def _inner(config: Any, owner: Path) -> Any:
     for name in owner:
-        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
+        config = inside(config, name)
     return config
 
 

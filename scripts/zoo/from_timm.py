@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -89,11 +90,11 @@ def _small(timm: Any, name: str) -> Small:
     sides: list[int] = []
 
     def build(config: Any) -> nn.Module:
-        return model_class(**vars(config))
+        return model_class(**copy.deepcopy(vars(config)))  # some take their lists apart
 
     def accept(config: Any) -> None:
-        discover_widths(config, build)
-        sides[:] = [_side(build(config).eval())]
+        wider = discover_widths(config, build).at(config, 2)
+        sides[:] = [max(_side(build(each).eval()) for each in (config, wider))]
 
     shrunk = shrink(arguments, accept)
     width = shrunk.sizes.width

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from transformers import GPT2Config, LlamaConfig, SwinConfig
 
-from mutransfer.planning.fields import Kind, depth_fields, fields_of, kind_of, width_fields, with_values
+from mutransfer.planning.fields import (
+    Kind,
+    depth_fields,
+    fields_of,
+    kind_of,
+    scaled_value,
+    width_fields,
+    with_values,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,23 @@ def test_fields_of_inner_configs_carry_their_path() -> None:
 
     paths = {field.path for field in fields_of(CLIPConfig())}
     assert {("text_config", "hidden_size"), ("vision_config", "hidden_size"), ("projection_dim",)} <= paths
+
+
+def test_configs_in_lists_are_walked_and_changed_too() -> None:
+    blocks = ({"out_chs": 16, "stride": 2}, [{"out_chs": 32, "stride": 1}])
+    config = {"stem": 8, "blocks": blocks}
+    widths = {field.path: field.value for field in width_fields(config)}
+    assert widths == {("blocks", "0", "out_chs"): 16, ("blocks", "1", "0", "out_chs"): 32}
+    assert with_values(config, {("blocks", "1", "0", "out_chs"): 64})["blocks"][1][0]["out_chs"] == 64
+    assert blocks[1][0]["out_chs"] == 32
+
+
+def test_a_factor_on_all_widths_follows_where_there_is_no_width() -> None:
+    from transformers import MobileNetV1Config
+
+    (factor,) = width_fields(MobileNetV1Config())
+    assert (factor.kind, scaled_value(factor, 3)) == (Kind.MULTIPLIER, 3.0)
+    assert {field.kind for field in width_fields({"width_factor": 1.0, "stem_chs": 64})} == {Kind.WIDTH}
 
 
 def test_other_values_leave_the_config_as_it_was() -> None:
