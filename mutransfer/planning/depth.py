@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from mutransfer.errors import MutransferError, RoleError, RuleError, ShapeError, nearest
+from mutransfer.errors import RoleError, RuleError, ShapeError, nearest
 from mutransfer.planning.base import Base
 from mutransfer.planning.branches import Branch, find_branches, key_of, repeating
 from mutransfer.planning.inputs import find_inputs
-from mutransfer.planning.layers import with_declared_uses
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.places import assign_places, inner_parameters, unexplained
-from mutransfer.planning.rebuild import Build
+from mutransfer.planning.rebuild import Build, has_config
+from mutransfer.planning.shrink import shrink
 from mutransfer.planning.sizes import without_memory
 from mutransfer.planning.stacks import Stacks, compare_depths, count_branches, use_ratios
 from mutransfer.planning.templates import Templates
-from mutransfer.planning.trace import LARGEST_REAL, trace
+from mutransfer.planning.trace_base import BaseTrace, trace_base
 from mutransfer.planning.verify import verify
 from mutransfer.rules.depth import Place
 
 Key = tuple[str, ...]
+MOST_VERIFIED = 2**25
+"""Parameters of the largest base whose branches are tried in float64, forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -85,33 +86,39 @@ class Factors:
     why: str = ""
 
 
-def plan_depth(model: nn.Module, known: Base, inputs: Any, options: Options) -> Depth:
+def plan_depth(known: Base, traced: Trace, base: BaseTrace | None, options: Options) -> Depth:
     """The places of a model's parameters, and how much deeper than the base their stacks are.
+
+    Args:
+        known: the base.
+        traced, base: of the model and of the base, in evaluation mode: dropped branches and layers are not seen.
 
     Raises:
         RuleError, RoleError, ShapeError: a base of another depth under a table of widths only, or one that cannot be
             built; a branch that repeats and is not proven to be its last layer's multiple; a parameter without a place.
     """
+    mult = options.hyperparameters.residual_mult
     if options.table.depth is None:
         _refuse_other_depth(known.stacks, options.table.name)
         return Depth()
-    mult = options.hyperparameters.residual_mult
-    if known.build is None:
+    if known.build is None or base is None:
         _refuse_unbuilt(known.stacks, mult)
         return Depth()
-    base = _Side.of_base(known.build, inputs)
-    with _evaluating(model):
-        own = _Side.of(with_declared_uses(trace(model, inputs), model))
+    return _plan(known, known.build, _Side.of(traced), _Side.of(base.trace, base.inputs), options)
+
+
+def _plan(known: Base, build: Build, own: _Side, base: _Side, options: Options) -> Depth:
+    mult = options.hyperparameters.residual_mult
     stacks = count_branches(known.stacks, base.branches, own.branches)
     uses = use_ratios(base.trace, own.trace, stacks)
     if not stacks.deeper and not uses and mult == 1.0:
         return Depth()
-    deep, templates = (own, stacks.templates) if stacks.deeper or uses else _deeper(known, base, inputs)
+    deep, templates = (own, stacks.templates) if stacks.deeper or uses else _deeper(known, base)
     keys = _repeating_keys(base, deep, templates)
     branches = [branch for branch in own.branches if key_of(branch, templates) in keys]
     given = _given_places(own.trace.uses, options.places)
     if branches:
-        proofs = _proofs(known.build(), base, keys, templates)
+        proofs = _proofs(build, base, keys, templates)
         for branch in branches:
             _refuse_unproven(branch, proofs, own.trace, given, templates)
     elif not given:
@@ -141,27 +148,6 @@ class _Side:
     def of(cls, traced: Trace, inputs: Any = None) -> _Side:
         return cls(traced, find_branches(traced), inputs)
 
-    @classmethod
-    def of_base(cls, build: Build, inputs: Any) -> _Side:
-        """Of what does not take the model's inputs, on some that can be guessed."""
-        module = without_memory(build).eval()
-        try:
-            return cls.of(trace(module, inputs, build=build), inputs)
-        except MutransferError:
-            own = find_inputs(module, None)
-            return cls.of(trace(module, own, build=build), own)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
 
 def _refuse_other_depth(stacks: Stacks, table: str) -> None:
     for stack in stacks.deeper:
@@ -180,14 +166,15 @@ def _refuse_unbuilt(stacks: Stacks, residual_mult: float) -> None:
         )
 
 
-def _deeper(known: Base, base: _Side, inputs: Any) -> tuple[_Side, Templates]:
+def _deeper(known: Base, base: _Side) -> tuple[_Side, Templates]:
     """A deeper base, which tells what repeats where base and model are of one depth."""
     if known.deeper is None:
         raise RuleError(
             "residual_mult scales the branches that repeat with depth, and a base of the model's own depth does not "
             "tell which. Give base= as a width with base_depth=, so that a deeper one can be built."
         )
-    deeper = _Side.of_base(known.deeper, inputs)
+    seen = trace_base(known.deeper, base.inputs, evaluated=True)
+    deeper = _Side.of(seen.trace, seen.inputs)
     return deeper, compare_depths(base.trace.uses, deeper.trace.uses).templates
 
 
@@ -197,17 +184,35 @@ def _repeating_keys(one: _Side, other: _Side, templates: Templates) -> set[Key]:
     return {key_of(branch, templates) for branch in growing}
 
 
-def _proofs(model: nn.Module, base: _Side, keys: set[Key], templates: Templates) -> dict[Key, str]:
-    """Branch -> why its terminal is not proven to be able to hold its multiplier; "" where it is.
+def _proofs(build: Build, base: _Side, keys: set[Key], templates: Templates) -> dict[Key, str]:
+    """Branch -> why its terminal is not proven to be able to hold its multiplier; "" where it is."""
+    found = _small_enough(build, base)
+    if found is None:
+        why = f"a base of more than {MOST_VERIFIED:,} parameters is too large to try it, and could not be made smaller"
+        return dict.fromkeys(keys, why)
+    model, tried = found
+    chosen = [branch for branch in tried.branches if key_of(branch, templates) in keys]
+    return {key_of(verdict.branch, templates): verdict.why for verdict in verify(model, tried.inputs, chosen)}
 
-    Args:
-        model: the base, with values.
-    """
-    chosen = [branch for branch in base.branches if key_of(branch, templates) in keys]
-    if sum(p.numel() for p in model.parameters()) > LARGEST_REAL:
-        why = f"the base has more than {LARGEST_REAL:,} parameters, too many to try it in float64"
-        return {key_of(branch, templates): why for branch in chosen}
-    return {key_of(verdict.branch, templates): verdict.why for verdict in verify(model, base.inputs, chosen)}
+
+def _small_enough(build: Build, base: _Side) -> tuple[nn.Module, _Side] | None:
+    """The base with values, or where it is large, one of its kind that is cut to a small size: its blocks are alike."""
+    module = without_memory(build)
+    if sum(p.numel() for p in module.parameters()) <= MOST_VERIFIED:
+        return build(), base
+    if not has_config(module):
+        return None
+    make = type(module)
+
+    def accept(config: Any) -> None:
+        find_inputs(make(config), None)
+
+    try:
+        model = make(shrink(module.config, accept).config)
+    except ShapeError:
+        return None
+    seen = trace_base(lambda: model, find_inputs(model, None), evaluated=True)
+    return model, _Side.of(seen.trace, seen.inputs)
 
 
 def _refuse_unproven(
@@ -217,8 +222,10 @@ def _refuse_unproven(
     why = proofs.get(key_of(branch, templates), "the base has none like it")
     if branch.kind == "projection":
         why = "it is added to a projection of the stream, and repeats with depth"
+    if not why:
+        return
     inside = {*inner_parameters(trace, [branch], templates), *branch.terminals}
-    if not why or inside & set(given):
+    if inside & set(given):
         return
     last = (branch.terminals or sorted(inside) or [f"{branch.module}.*"])[0]
     raise RoleError(

@@ -23,8 +23,8 @@ from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import NOT_REACHED, Assignment, assign_roles
-from mutransfer.planning.sizes import without_memory
-from mutransfer.planning.trace import trace
+from mutransfer.planning.trace import evaluating, trace
+from mutransfer.planning.trace_base import BaseTrace, trace_base
 from mutransfer.rules.table import Parameterization, Role, Row
 
 
@@ -44,7 +44,8 @@ def resolve(
     with untouched_rng():
         need_laws = options.init != "table"
         known = read_base(model, base, factory=factory, depth=base_depth, scale=options.scale, need_laws=need_laws)
-        return _resolve(model, options, known, example_inputs)
+        with evaluating(model, options.table.depth is not None):
+            return _resolve(model, options, known, example_inputs)
 
 
 def _refuse_wrong_depth(options: Options, base: BaseSpec, base_depth: Any) -> None:
@@ -71,8 +72,9 @@ def _resolve(
     check_patterns(options.hyperparameters, traced.uses)
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
     own = forward_of(traced)
-    depth = plan_depth(model, known, inputs, options)
-    at_base, base_notes = _forward_at_base(known, inputs, own, shared=options.table.depth is not None)
+    base = _trace_base(known, inputs, own, options)
+    depth = plan_depth(known, traced, base, options)
+    at_base, base_notes = _forward_at_base(known, base, own, options)
     _refuse_layer_index(known, own, options)
     attention = _attention(model, traced, inputs, own, at_base, options)
     corrections, constant_notes = compare_forward(traced, at_base)
@@ -134,22 +136,28 @@ def _attention(
     return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own.scales else ())
 
 
-def _forward_at_base(known: Base, inputs: Any, own: Forward, *, shared: bool) -> tuple[Forward, tuple[str, ...]]:
-    """The base's forward pass. Where it does not take the model's inputs, nor any that can be guessed, a model without
-    attention is taken to have no constant that depends on width, and a note says so."""
-    if known.forward is not None:
-        return known.forward.seen_from(own, known.stacks, shared=shared), ()
-    assert known.build is not None
-    base = without_memory(known.build)
+def _trace_base(known: Base, inputs: Any, own: Forward, options: Options) -> BaseTrace | None:
+    """None where the base is a saved plan, or where it takes neither the model's inputs nor any that can be guessed,
+    and no attention or depth rule needs it."""
+    if known.build is None:
+        return None
+    evaluated = options.table.depth is not None
     try:
-        return forward_of(trace(base, inputs, build=known.build)).seen_from(own, known.stacks, shared=shared), ()
+        return trace_base(known.build, inputs, evaluated=evaluated)
     except MutransferError:
-        try:
-            seen = forward_of(trace(base, find_inputs(base, None), build=known.build))
-            return seen.seen_from(own, known.stacks, shared=shared), ()
-        except MutransferError:
-            if own.scales:
-                raise
+        if own.scales or evaluated:
+            raise
+    return None
+
+
+def _forward_at_base(
+    known: Base, base: BaseTrace | None, own: Forward, options: Options
+) -> tuple[Forward, tuple[str, ...]]:
+    """The base's forward pass under the model's names. Where there is none, the model is taken to have no constant that
+    depends on width, and a note says so."""
+    seen = known.forward if base is None else forward_of(base.trace)
+    if seen is not None:
+        return seen.seen_from(own, known.stacks, shared=options.table.depth is not None), ()
     return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
@@ -275,7 +283,7 @@ def _notes(lines: tuple[ParamPlan, ...], traced: Trace) -> list[str]:
             f"{len(bent)} tensors go through a nonlinear function before they are used, which a factor on them does "
             f"not pass: {', '.join(bent[:3])}"
         )
-    weighted = [line.name for line in lines if line.clip != 1.0]
+    weighted = [line.name for line in lines if line.clip != 1.0 and not line.frozen]
     if weighted:
         notes.append(
             f"clip gradients with plan.clip_grad_norm_: torch's own would see those of {', '.join(weighted[:3])} "
@@ -284,6 +292,9 @@ def _notes(lines: tuple[ParamPlan, ...], traced: Trace) -> list[str]:
     mixed = [line.name for line in lines if "a*k + b" in line.why]
     if mixed:
         notes.append(f"{len(mixed)} tensors have a part that does not grow (a*k + b): {', '.join(mixed[:3])}")
+    fixed = [line.name for line in lines if not line.growing and sum(size > 1 for size in line.shape) > 1]
+    if fixed:
+        notes.append(f"{len(fixed)} matrices do not grow with width: {', '.join(fixed[:3])}")
     unproven = [line.name for line in lines if "UNPROVEN" in line.why]
     if unproven:
         notes.append(f"{len(unproven)} roles are guesses (strict=False): {', '.join(unproven[:3])}")

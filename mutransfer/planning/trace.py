@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -77,7 +78,7 @@ def trace(
     args, kwargs = (tuple(inputs), {}) if not isinstance(inputs, Mapping) else ((), dict(inputs))
     failure: Exception | None = None
     for evaluate in (False, True) if model.training else (False,):
-        with untouched_rng(), unfused(), torch.enable_grad(), _evaluating(model, evaluate):
+        with untouched_rng(), unfused(), _unlogged(), torch.enable_grad(), evaluating(model, evaluate):
             try:
                 return _on_fakes(model, args, kwargs)
             except _ASKS_FOR_VALUES as error:
@@ -103,7 +104,8 @@ _ASKS_FOR_VALUES = (DataDependentOutputException, DynamicOutputShapeException, U
 
 
 @contextmanager
-def _evaluating(model: nn.Module, evaluate: bool) -> Iterator[None]:
+def evaluating(model: nn.Module, evaluate: bool) -> Iterator[None]:
+    """The model in evaluation mode, if that is asked for; afterwards every module is as it was."""
     modes = {module: module.training for module in model.modules()} if evaluate else {}
     try:
         if evaluate:
@@ -129,6 +131,18 @@ def _on_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     }
     state |= {name: b.detach().clone() for name, b in model.named_buffers()}
     return _run(model, state, args, kwargs, nullcontext())
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch logs every op that fails on fake tensors, with its stack: here a failure is an answer."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
