@@ -12,7 +12,7 @@ from mutransfer.rules.table import Parameterization
 from mutransfer.rules.tables import PARAMETERIZATIONS
 
 TRIAL_SECTIONS = ("model", "base", "parameterization", "hp", "optimizer", "data", "train", "precision", "seed")
-"""The part of a resolved config that a trial is a function of; `device` and the rest say where, not what."""
+"""The part of a resolved config that every trial is a function of; `device` and the rest say where, not what."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,22 @@ class Point:
     @classmethod
     def of(cls, config: Mapping[str, Any], data_sha256: str) -> Point:
         device = str(config["device"]).partition(":")[0]  # the engine gives each worker one GPU, its cuda:0
-        trial = {**_physics(config), "device": device}
+        trial = {**physics(config), "device": device}
         return cls(
-            id=_digest({"config": _physics(trial), "data": data_sha256}),
+            id=_digest({"config": physics(trial), "data": data_sha256}),
             key=trial_key(trial, data_sha256),
             config=trial,
             cost=_cost(trial),
         )
+
+
+def physics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial is a function of: the base's depth too where the table has depth rules, and nowhere else."""
+    trial = {name: config[name] for name in TRIAL_SECTIONS}
+    trial["model"] = {name: value for name, value in config["model"].items() if name != "base_depth"}
+    if has_depth_rules(config):
+        trial["base_depth"] = config["base_depth"]
+    return trial
 
 
 def trial_key(config: Mapping[str, Any], data_sha256: str) -> str:
@@ -50,25 +59,28 @@ def trial_key(config: Mapping[str, Any], data_sha256: str) -> str:
     same way, muP's own hyperparameters included: there the key drops the parameterization. It keeps `init`, which
     decides how a fresh tensor is drawn.
     """
-    physics = _physics(config)
+    trial = physics(config)
     if is_at_base(config):
-        physics["parameterization"] = {"init": config["parameterization"]["init"]}
-    return _digest({"config": physics, "data": data_sha256})
+        trial["parameterization"] = {"init": config["parameterization"]["init"]}
+        trial.pop("base_depth", None)
+    return _digest({"config": trial, "data": data_sha256})
 
 
 def is_at_base(config: Mapping[str, Any], tables: Mapping[str, Parameterization] = PARAMETERIZATIONS) -> bool:
-    """Whether the model is its own base, under a table whose cells are ratios to a base."""
+    """Whether the model is its own base, under a table whose cells are ratios to a base; in depth too under one with
+    depth rules."""
     relative = tables[config["parameterization"]["name"]].kind == "relative"
-    return relative and config["base"] == config["model"]["width"]
+    deeper = has_depth_rules(config, tables) and config["base_depth"] != config["model"]["depth"]
+    return relative and config["base"] == config["model"]["width"] and not deeper
+
+
+def has_depth_rules(config: Mapping[str, Any], tables: Mapping[str, Parameterization] = PARAMETERIZATIONS) -> bool:
+    return tables[config["parameterization"]["name"]].depth is not None
 
 
 def sweep_id(points: Iterable[Point]) -> str:
     """The name of a sweep: the same points are the same sweep, in whatever order they were written."""
     return _digest(sorted(point.id for point in points))
-
-
-def _physics(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in TRIAL_SECTIONS}
 
 
 def _digest(value: Any) -> str:

@@ -50,14 +50,15 @@ class Task(Enum):
 
 @dataclass
 class Model:
-    """What every model has: a width, and the width at which its hyperparameters hold."""
+    """What every model has: a width, and the width and depth at which its hyperparameters hold."""
 
     name: str
     width: int
     base_width: int
+    base_depth: int | None
 
     def __post_init__(self) -> None:
-        positive("model", width=self.width, base_width=self.base_width)
+        positive("model", width=self.width, base_width=self.base_width, base_depth=self.base_depth)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mutransfer.sweep.key import is_at_base
 from mutransfer.sweep.trial import Trials
 from mutransfer.train.device import find_device
 
@@ -23,15 +24,21 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 def preflight(configs: Iterable[Mapping[str, Any]]) -> None:
     """Builds and plans the smallest model of each kind, so that a mistake stops the sweep and no trial fails.
 
+    The base itself only where nothing else is asked for: there no rule is put to use.
+
     Raises:
         MutransferError: what the first trial of that kind would have failed with.
     """
     smallest: dict[str, Mapping[str, Any]] = {}
-    for config in sorted(configs, key=lambda config: int(config["model"]["width"]), reverse=True):
+    for config in sorted(configs, key=_size, reverse=True):
         smallest[_kind(config)] = config
     for config in smallest.values():
         find_device(config["device"])
         _trials.plan(config, _trials.model(config))
+
+
+def _size(config: Mapping[str, Any]) -> tuple[bool, int, int]:
+    return is_at_base(config), config["model"]["width"], config["model"]["depth"] or 0
 
 
 def _kind(config: Mapping[str, Any]) -> str:

@@ -218,12 +218,13 @@ class TrialRoot:
     """The values that stand outside every section, of every verb that builds a model."""
 
     base: int
+    base_depth: int | None
     seed: int
     device: str
     run_dir: str
 
     def __post_init__(self) -> None:
-        positive("", base=self.base)
+        positive("", base=self.base, base_depth=self.base_depth)
         is_seed("seed", self.seed)
         require(bool(self.run_dir.strip()), "run_dir= is empty: give a folder to write to, such as run_dir=runs/mine.")
 

@@ -18,7 +18,7 @@ from torch import nn
 from mutransfer.convert import Plan, plan
 from mutransfer.errors import ConfigError, MutransferError
 from mutransfer.records import TrialRecord
-from mutransfer.sweep.key import TRIAL_SECTIONS, trial_key
+from mutransfer.sweep.key import has_depth_rules, physics, trial_key
 from mutransfer.train.data.protocol import Data
 from mutransfer.train.data.registry import build_data
 from mutransfer.train.device import find_device
@@ -50,24 +50,26 @@ class Trials:
             self._data[name] = build_data(config["data"], config["model"])
         return self._data[name]
 
-    def model(self, config: Mapping[str, Any], width: int | None = None) -> nn.Module:
-        """A fresh model, drawn from the config's seed; at another width if one is given."""
+    def model(self, config: Mapping[str, Any], width: int | None = None, depth: int | None = None) -> nn.Module:
+        """A fresh model, drawn from the config's seed; at another width and depth if they are given."""
         torch.manual_seed(config["seed"])
-        return self.build(config, config["model"]["width"] if width is None else width)
+        return self.build(config, config["model"]["width"] if width is None else width, depth)
 
-    def build(self, config: Mapping[str, Any], width: int) -> nn.Module:
-        """A fresh model of this width, drawn from torch's generator as it stands."""
-        return build_model({**config["model"], "width": width}, self.data(config).info)
+    def build(self, config: Mapping[str, Any], width: int, depth: int | None = None) -> nn.Module:
+        """A fresh model of this width, and depth if one is given, drawn from torch's generator as it stands."""
+        sizes = {"width": width} if depth is None else {"width": width, "depth": depth}
+        return build_model({**config["model"], **sizes}, self.data(config).info)
 
     def _base_model(self, config: Mapping[str, Any]) -> nn.Module:
         try:
-            return self.model(config, config["base"])
+            return self.model(config, config["base"], base_depth(config))
         except MutransferError as error:
-            raise ConfigError(f"The model cannot be built at base={config['base']}: {error}") from error
+            raise ConfigError(f"The model cannot be built at {_base_words(config)}: {error}") from error
 
     def plan(self, config: Mapping[str, Any], model: nn.Module) -> Plan:
         """What the parameterization does to this model; the same plan for every seed and learning rate."""
-        name = json.dumps([*(config[part] for part in _PLANNED_FROM), config["optimizer"]["name"]], sort_keys=True)
+        parts = [*(config[part] for part in _PLANNED_FROM), base_depth(config), config["optimizer"]["name"]]
+        name = json.dumps(parts, sort_keys=True)
         if name not in self._plans:
             self._plans[name] = self._make_plan(config, model)
         return self._plans[name]
@@ -79,9 +81,10 @@ class Trials:
             model,
             choice["name"],
             base=config["base"],
+            base_depth=base_depth(config),
             optimizer=config["optimizer"]["name"],
             example_inputs=None if hasattr(model, "example_inputs") else self.data(config).batch(0, seed=0)[:1],
-            factory=lambda width: self.model(config, width),
+            factory=lambda *sizes: self.model(config, *sizes),
             scale=choice["scale"],
             form=choice["form"],
             init=choice["init"],
@@ -125,7 +128,7 @@ class Trials:
         )
         return TrialRecord(
             key=trial_key(config, data.sha256),
-            config={name: config[name] for name in (*TRIAL_SECTIONS, "device")},
+            config={**physics(config), "device": config["device"]},
             status=outcome.status,
             train_loss=outcome.train_loss,
             val_loss=outcome.val_loss,
@@ -151,6 +154,16 @@ def hyperparameters(section: Mapping[str, Any]) -> dict[str, float]:
     for name, value in section.items():
         flat.update({f"{name}.{role}": v for role, v in value.items()} if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def _base_words(config: Mapping[str, Any]) -> str:
+    depth = base_depth(config)
+    return f"base={config['base']}" if depth is None else f"base={config['base']} base_depth={depth}"
+
+
+def base_depth(config: Mapping[str, Any]) -> int | None:
+    """The base's depth, for a table that has depth rules; under any other the base is as deep as the model."""
+    return int(config["base_depth"]) if has_depth_rules(config) else None
 
 
 @functools.lru_cache(maxsize=1)

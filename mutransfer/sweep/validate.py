@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from mutransfer.errors import ConfigError, RuleError, nearest
 from mutransfer.rules.optimizers import OPTIMIZERS, find_optimizer
-from mutransfer.rules.table import find_table
+from mutransfer.rules.table import Parameterization, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.sweep import schema
 from mutransfer.sweep.models import DATA, MODELS
@@ -102,12 +102,34 @@ def _refuse_unknown(kind: type, value: Mapping[str, Any], prefix: str) -> None:
             _refuse_unknown(typing.cast(type, types[name]), item, _key(prefix, name))
 
 
-def _check_base(config: Mapping[str, Any]) -> None:
-    """The base is this very model at another width, so what a width must be holds for it too."""
+def _check_base(config: Mapping[str, Any], table: Parameterization) -> None:
+    """The base is this very model at another size, so what a size must be holds for it too."""
+    base = (
+        {"width": config["base"]} if table.depth is None else {"width": config["base"], "depth": config["base_depth"]}
+    )
     try:
-        _section("model", {**config["model"], "width": config["base"]})
+        _section("model", {**config["model"], **base})
     except ConfigError as error:
         raise ConfigError(f"base={config['base']} is no width that this model can have: {error}") from None
+
+
+def _check_depth(config: Mapping[str, Any], table: Parameterization) -> None:
+    """Depths are needed by a table with depth rules, and the branches' multiplier is for no other."""
+    if table.depth is None:
+        free = config["hp"]["residual_mult"] == 1
+        schema.require(
+            free,
+            f"hp.residual_mult={config['hp']['residual_mult']} scales residual branches, and parameterization="
+            f"{table.name} has no depth rules. Use completep or depth-mup, or leave it at 1.",
+        )
+        return
+    given = {"model.depth": config["model"]["depth"], "base_depth": config["base_depth"]}
+    missing = [key for key, value in given.items() if value is None]
+    schema.require(
+        not missing,
+        f"parameterization={table.name} scales with depth and needs {' and '.join(missing)}: give the number of "
+        "blocks of the model as model.depth, and the one at which the hyperparameters hold as base_depth.",
+    )
 
 
 def _check_parts(config: Mapping[str, Any]) -> None:
@@ -117,9 +139,10 @@ def _check_parts(config: Mapping[str, Any]) -> None:
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
-    _check_base(config)
-    _check_parts(config)
     table = find_table(config["parameterization"]["name"], PARAMETERIZATIONS)
+    _check_depth(config, table)
+    _check_base(config, table)
+    _check_parts(config)
     optimizer = find_optimizer(config["optimizer"]["name"])
     if optimizer.family not in table.families:
         raise RuleError(

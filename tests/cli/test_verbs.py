@@ -26,6 +26,21 @@ from torch import nn
 def make(width, depth):
     return nn.Sequential(nn.Embedding(256, width), nn.Linear(width, width), nn.Linear(width, 90))
 """
+RESIDUAL = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).relu())
+
+def make(width, depth):
+    blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+    return nn.Sequential(nn.Embedding(256, width), blocks, nn.Linear(width, 256))
+"""
 UNEVEN = """
 from torch import nn
 
@@ -53,6 +68,20 @@ def test_explain_prints_and_saves_the_plan(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "readout.weight" in text
     assert json.loads(Path("runs/gpt/plan.json").read_text())
+
+
+def test_explain_says_what_depth_does_to_ones_own_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(RESIDUAL)
+    mine = ["explain", "model=factory", "model.path=mine:make", "model.width=64"]
+    assert main([*mine, "model.depth=8", "base_depth=2", "parameterization=completep"]) == 0
+    assert "depth 2 (model: 8)" in capsys.readouterr().out
+    lines = {line["name"]: line for line in json.loads(Path("runs/factory/plan.json").read_text())["params"]}
+    assert lines["1.7.down.weight"]["lr"] == pytest.approx(1 / 4)  # folded: 1 / m_L at every alpha
+    assert lines["1.7.up.weight"]["lr"] == 1
+    assert main([*mine, "model.depth=8", "parameterization=mup"]) == 0
+    assert "ends a residual branch" not in capsys.readouterr().out
+    assert main([*mine, "model.depth=8", "parameterization=completep"]) == 2
+    assert "needs base_depth" in capsys.readouterr().err
 
 
 def test_train_writes_its_record_and_does_not_train_twice(capsys: pytest.CaptureFixture[str]) -> None:

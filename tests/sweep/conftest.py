@@ -53,8 +53,9 @@ def config() -> Callable[..., dict[str, Any]]:
     def make(**changes: Any) -> dict[str, Any]:
         hp = {"output_mult": 1.0, "init_std": {"input": 1.0}, "lr": {"input": 1.0}}
         result: dict[str, Any] = {
-            "model": {"name": "gpt", "width": 32, "depth": 2},
+            "model": {"name": "gpt", "width": 32, "depth": 2, "base_depth": 2},
             "base": 32,
+            "base_depth": 2,
             "parameterization": {"name": "mup", "form": "auto", "init": "rescale", "scale": "heads"},
             "hp": hp,
             "optimizer": {"name": "adamw", "lr": 0.0625},

@@ -13,6 +13,8 @@ from mutransfer.sweep.key import Point, is_at_base, sweep_id, trial_key
 
 Config = Callable[..., dict[str, Any]]
 RELATIVE = [name for name, table in PARAMETERIZATIONS.items() if table.kind == "relative"]
+OF_DEPTH = [name for name, table in PARAMETERIZATIONS.items() if table.depth is not None]
+OF_WIDTH = [name for name in RELATIVE if name not in OF_DEPTH]
 
 
 def key(config: dict[str, Any]) -> str:
@@ -34,6 +36,44 @@ def test_a_width_that_is_the_base_of_another_sweep_is_not_shared(config: Config)
     changed = {"model.width": 64, "parameterization.name": "sp"}
     assert key(config(**changed, base=64)) == key(config(**{"model.width": 64}, base=64))
     assert key(config(**changed, base=64)) != key(config(**changed, base=32))
+
+
+def test_there_are_tables_of_both_kinds() -> None:
+    assert {"depth-mup", "completep"} == set(OF_DEPTH)
+    assert {"mup", "sp"} < set(OF_WIDTH)
+
+
+@pytest.mark.parametrize("name", OF_DEPTH)
+def test_under_depth_rules_a_trial_is_shared_exactly_where_both_sizes_are_the_bases(config: Config, name: str) -> None:
+    deep = {"parameterization.name": name}
+    assert key(config(**deep)) == key(config())
+    assert key(config(**deep, **{"model.depth": 4}, base_depth=4)) == key(config(**{"model.depth": 4}))
+    for size in ({"model.depth": 4}, {"model.width": 64}, {"base_depth": 4}):
+        assert key(config(**deep, **size)) != key(config(**size))
+        assert not is_at_base(config(**deep, **size))
+
+
+@pytest.mark.parametrize("name", OF_WIDTH)
+@pytest.mark.parametrize("width", [32, 64])
+def test_the_bases_depth_does_not_name_a_trial_of_widths_only(config: Config, name: str, width: int) -> None:
+    wide = {"model.width": width, "parameterization.name": name}
+    point = Point.of(config(**wide), "corpus")
+    for other in ({"base_depth": 4}, {"model.base_depth": None, "base_depth": None}):
+        assert Point.of(config(**wide, **other), "corpus") == point
+    assert "base_depth" not in str(point.config)
+
+
+@pytest.mark.parametrize("name", OF_DEPTH)
+def test_the_bases_depth_names_a_trial_under_depth_rules(config: Config, name: str) -> None:
+    deep = {"model.depth": 8, "parameterization.name": name}
+    assert key(config(**deep, base_depth=4)) != key(config(**deep, base_depth=2))
+    assert key(config(**deep, **{"model.base_depth": 4})) == key(config(**deep))
+
+
+def test_a_trial_of_an_older_version_keeps_its_name(config: Config) -> None:
+    """Typed from the version before there was a depth of the base: what was trained then is not trained again."""
+    old = "d274958229a261978dc74e1a82647bd64f2e3f4a046e5c16ec142f2267c7aa1f"
+    assert key(config(**{"model.width": 64})) == old
 
 
 @pytest.mark.parametrize("form", ["folded", "explicit"])

@@ -48,6 +48,9 @@ def test_merging_into_one_composed_config_equals_composing_every_point(sweep: Co
 def test_the_base_follows_the_model_unless_it_is_given(sweep: Composer) -> None:
     assert sweep.config(["model.base_width=16"])["base"] == 16
     assert sweep.config(["model.base_width=16", "base=64"])["base"] == 64
+    assert sweep.config(["model.base_depth=3"])["base_depth"] == 3
+    assert sweep.config(["model.base_depth=3", "base_depth=4"])["base_depth"] == 4
+    assert sweep.config(["model=hf"])["base_depth"] is None
 
 
 def test_points_that_are_written_twice_are_one(sweep: Composer) -> None:
@@ -139,6 +142,14 @@ def test_a_users_own_folder_adds_options_and_experiments(tmp_path: Path) -> None
         (["model.width=5"], "must be a multiple of model.head_dim=16, such as 16"),
         (["model.width=64", "base=40"], "base=40 is no width that this model can have: .*such as 32 or 48"),
         (["model.width=64", "model.base_width=40"], "base=40 is no width that this model can have"),
+        (["base_depth=0"], "base_depth=0: it must be greater than 0"),
+        (["model.base_depth=two"], "base_depth=two: a whole number is expected"),
+        (["parameterization=completep", "base_depth=null"], "completep scales with depth and needs base_depth: give"),
+        (
+            ["parameterization=depth-mup", "model=hf", "model.type=llama"],
+            "depth-mup scales with depth and needs model.depth and base_depth: give the number of blocks",
+        ),
+        (["hp.residual_mult=2"], "scales residual branches, and parameterization=mup has no depth rules"),
         (["model.width=64.5"], "model.width=64.5: a whole number is expected"),
         (["model.head_dim=x"], "model.head_dim=x: a whole number is expected, such as 64, or null"),
         (["base=null"], "base=null: a whole number is expected"),

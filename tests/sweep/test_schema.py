@@ -12,6 +12,7 @@ from mutransfer.train.data.registry import DATA as REAL_DATA
 from mutransfer.train.loop import TrainSettings
 from mutransfer.train.models.registry import MODELS as REAL_MODELS
 
+OF_THE_BASE = {"base_width", "base_depth"}
 FROM_THE_DATA = {"kind", "vocab_size", "seq_len", "shape", "outputs", "channels", "image_size"}
 
 
@@ -25,7 +26,9 @@ def test_every_model_that_can_be_built_can_be_configured() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_schema_of_a_model_is_what_the_model_takes(model: str) -> None:
-    assert names(MODELS[model]) - {"name", "base_width"} == names(REAL_MODELS[model].config) - FROM_THE_DATA
+    assert (
+        names(MODELS[model]) - {"name", *OF_THE_BASE} == names(REAL_MODELS[model].config) - FROM_THE_DATA
+    )
 
 
 def test_every_data_set_that_can_be_read_can_be_configured() -> None:

@@ -41,8 +41,8 @@ def test_the_same_config_gives_the_same_numbers_after_other_trials(trials: Trial
 
 @pytest.mark.parametrize("hp", ["hp.lr.input=1", "hp.lr.input=8 hp.output_mult=2 hp.init_std.hidden=0.5"])
 def test_trials_that_share_a_name_give_the_same_numbers(trials: Trials, hp: str) -> None:
-    tables = "parameterization=mup,sp,sp-embedding,ntk,ntk-stable,mean-field,mup-table3,mup-table9"
-    shared = configs("model.width=32", tables, *hp.split())
+    tables = "parameterization=mup,sp,sp-embedding,ntk,ntk-stable,mean-field,mup-table3,mup-table9,depth-mup,completep"
+    shared = configs("model.width=32", tables, "base_depth=1", *hp.split())
     assert len({trial_key(config, "corpus") for config in shared}) == 1
     assert {numbers(trials(config)) for config in shared} == {numbers(trials(shared[0]))}
 
@@ -51,6 +51,18 @@ def test_trials_that_do_not_share_a_name_differ(trials: Trials) -> None:
     wide = configs("model.width=64", "parameterization=mup,sp,sp-embedding,ntk")
     assert len({trial_key(config, "corpus") for config in wide}) == 4
     assert len({numbers(trials(config)) for config in wide}) == 4
+
+
+def test_tables_with_depth_rules_differ_away_from_the_bases_depth_and_from_each_other(trials: Trials) -> None:
+    deep = configs("model.width=32", "model.depth=3", "base_depth=1", "parameterization=mup,depth-mup,completep")
+    assert len({trial_key(config, "corpus") for config in deep}) == 3
+    assert len({numbers(trials(config)) for config in deep}) == 3
+
+
+def test_the_branches_own_multiplier_is_a_hyperparameter_of_every_depth(trials: Trials) -> None:
+    for depth in (1, 3):
+        pair = configs(f"model.depth={depth}", "base_depth=1", "parameterization=completep", "hp.residual_mult=1,2")
+        assert len({numbers(trials(config)) for config in pair}) == 2
 
 
 def test_seeds_are_paired_over_parameterizations(trials: Trials) -> None:
@@ -90,9 +102,12 @@ def test_plans_are_kept_by_all_that_they_depend_on(trials: Trials) -> None:
         "hp.lr.input=2",
         "optimizer=sgd",
         "base=16",
+        "parameterization=completep base_depth=1",
         "parameterization.form=explicit",
     ):
-        assert plan(change) is not plan()
+        assert plan(*change.split()) is not plan()
+    deep = [plan("parameterization=completep", f"base_depth={depth}") for depth in (1, 2)]
+    assert deep[0] is not deep[1]
 
 
 def test_hyperparameters_are_named_as_parameterize_names_them() -> None:
@@ -120,6 +135,13 @@ def test_every_data_set_of_a_sweep_is_held_against_the_model() -> None:
         with pytest.raises(MutransferError, match="this data gives vectors"):
             preflight(order)
     preflight([config for config in mixed if config["data"]["task"] == "tokens"])
+
+
+def test_depth_rules_for_a_model_without_residual_branches_stop_the_sweep_before_it_starts() -> None:
+    deep = ["model=mlp", "parameterization=completep", "base_depth=2"]
+    with pytest.raises(MutransferError, match="no residual branch was found"):
+        preflight(expand(Composer("sweep"), [*deep, "model.width=64", "model.depth=2,4"]).configs)
+    preflight(expand(Composer("sweep"), [*deep, "model.width=64", "model.depth=2"]).configs)
 
 
 def test_what_can_be_trained_passes_the_preflight() -> None:

@@ -16,7 +16,7 @@ from mutransfer.cli.summary import describe
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord, read_json, write_json
 from mutransfer.sweep.compose import Composer
-from mutransfer.sweep.key import TRIAL_SECTIONS
+from mutransfer.sweep.key import physics
 from mutransfer.sweep.validate import validate
 
 CHECKPOINT = "checkpoint.pt"
@@ -27,7 +27,7 @@ def run(composer: Composer, arguments: Arguments) -> int:
     config = validate("train", composer.config(arguments.overrides))
     if arguments.show_config:
         return print_config(config)
-    run_dir, trial = Path(config["run_dir"]), {name: config[name] for name in (*TRIAL_SECTIONS, "device")}
+    run_dir, trial = Path(config["run_dir"]), {**physics(config), "device": config["device"]}
     resume = config["resume"] == "auto"
     if resume and (finished := _finished(run_dir, trial)):
         print(f"Finished before: {describe(finished)}. Give resume=never to train it again.")
@@ -64,7 +64,7 @@ def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
         return None  # the checkpoint knows the run, and the record is written again
     if record.error:
         return None
-    changed = [name for name in TRIAL_SECTIONS if record.config.get(name) != trial[name]]
+    changed = [name for name, value in physics(trial).items() if record.config.get(name) != value]
     if changed:
         raise ConfigError(
             f"{run_dir} holds a run of another config (it differs in {', '.join(changed)}). "

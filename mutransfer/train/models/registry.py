@@ -60,7 +60,7 @@ def build_model(config: Mapping[str, Any], info: DataInfo | None = None) -> nn.M
     sizes = {} if info is None else _sizes(info)
     known = {field.name for field in fields(builder.config)}
     merged = {**{key: value for key, value in sizes.items() if key in known}, **config}
-    return builder.build(read_settings(builder.config, "model", merged, ignore=("name", "base_width")))
+    return builder.build(read_settings(builder.config, "model", merged, ignore=("name", "base_width", "base_depth")))
 
 
 def _sizes(info: DataInfo) -> dict[str, Any]:
