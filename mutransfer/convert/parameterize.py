@@ -15,6 +15,7 @@ from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
 from mutransfer.errors import AlreadyParameterizedError, ConfigError
 from mutransfer.planning.base import BaseSpec
+from mutransfer.planning.bsh import is_bsh, width_of_bsh
 from mutransfer.planning.data import Form, Init, PlanData
 from mutransfer.planning.options import make_options
 from mutransfer.planning.resolve import resolve
@@ -104,6 +105,8 @@ def plan(
         hyperparameters=hyperparameters,
         strict=strict,
     )
+    if is_bsh(base):
+        base = width_of_bsh(model, base, factory=factory, depth=base_depth, scale=scale)
     made = resolve(model, options, base, base_depth=base_depth, factory=factory, example_inputs=example_inputs)
     return Plan(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
 
@@ -137,7 +140,7 @@ def parameterize(
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own.
         base: the size at which the hyperparameters hold: the primary width (with `factory`, or for a model whose class
             takes its own `.config`), a dict of config fields (its widths: what differs from the model's own), a model
-            of that size, or the path of a saved plan.
+            of that size, or the path of a saved plan or of mup's base shapes (`.bsh`; with `factory` or a `.config`).
         optimizer: a name in `mutransfer.OPTIMIZERS`.
         base_depth: the base's number of blocks, for a table with depth rules ("completep", "depth-mup") where base= is
             a width; a dict of config fields where the stacks differ. Any other base has a depth of its own.
@@ -188,8 +191,18 @@ def refuse_parameterized(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {model!r}, which is no nn.Module. Give the model itself, built.")
     for name, module in model.named_modules():
+        which = f"This model's part {name!r}" if name else "This model"
+        if _is_mups(module):
+            raise AlreadyParameterizedError(
+                f"{which} is made or scaled by microsoft/mup. Build the model plainly: nn.Linear in place of MuReadout "
+                "and MuSharedReadout, and no set_base_shapes."
+            )
         if hasattr(module, MARK):
-            which = f"This model's part {name!r}" if name else "This model"
             raise AlreadyParameterizedError(
                 f"{which} already carries plan {getattr(module, MARK)!r}. Parameterize a fresh model, or use that plan."
             )
+
+
+def _is_mups(module: nn.Module) -> bool:
+    own_class = any(parent.__module__.partition(".")[0] == "mup" for parent in type(module).__mro__)
+    return own_class or any(hasattr(parameter, "infshape") for parameter in module.parameters(recurse=False))

@@ -1,0 +1,1 @@
+"""Doors: a plan's groups, clipping and schedule guard in the loops of others."""
