@@ -1,4 +1,4 @@
-"""What may be checked at several widths: a factory, or a model or config that says how it is made at another width."""
+"""What may be checked at several sizes: a factory, or a model or config that says how it is made at another size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import ConfigError
+from mutransfer.planning.depths import depth_values
 from mutransfer.planning.fields import HeadScaling
 from mutransfer.planning.rebuild import has_config
-from mutransfer.planning.resize import at_width
+from mutransfer.planning.resize import at_width, own_width, resized
 
 Build = Callable[[int], nn.Module]
+BuildDeep = Callable[[int, int], nn.Module]
 _WITH_A_READOUT = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -35,27 +37,54 @@ def builder(given: Any, scale: HeadScaling) -> Build:
     Raises:
         ConfigError: none of these.
     """
+    found = _from_config(given, "a function from width to model")
+    if found is None:
+        build: Build = given
+        return build
+    make, config = found
+    return lambda width: make(at_width(config, width, scale))
+
+
+def deep_builder(given: Any, scale: HeadScaling) -> tuple[BuildDeep, int | None]:
+    """(width, depth) -> fresh model, by the config's own fields, and the width that the config has itself.
+
+    Args:
+        given: as for `builder`, a function being one from width and depth.
+        scale: as for `builder`.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    found = _from_config(given, "a function from width and depth to model")
+    if found is None:
+        build: BuildDeep = given
+        return build, None
+    make, config = found
+
+    def deep(width: int, depth: int) -> nn.Module:
+        sized = at_width(config, width, scale)
+        return make(resized(sized, depth_values(sized, depth)))
+
+    return deep, own_width(config)[1]
+
+
+def _from_config(given: Any, function: str) -> tuple[Callable[[Any], nn.Module], Any] | None:
+    """How the given is made, and from what config; None for a function."""
     if isinstance(given, nn.Module):
         if not has_config(given):
             raise ConfigError(
-                f"{type(given).__name__} has no .config to be rebuilt from at other widths. Give a function from width "
-                "to model instead of one model."
+                f"{type(given).__name__} has no .config to be rebuilt from at other sizes. Give {function} instead of "
+                "one model."
             )
-        return _scaled(type(given), given.config, scale)
+        return type(given), copy.deepcopy(given.config)
     if callable(given):
-        build: Build = given
-        return build
+        return None
     if hasattr(given, "model_type") and hasattr(given, "to_dict"):
-        return _scaled(_transformers_model(given), given, scale)
+        return _transformers_model(given), copy.deepcopy(given)
     raise ConfigError(
-        f"A {type(given).__name__} cannot be built at several widths. Give a function from width to model, a model "
-        "with a .config, or a transformers config."
+        f"A {type(given).__name__} cannot be built at several sizes. Give {function}, a model with a .config, or a "
+        "transformers config."
     )
-
-
-def _scaled(make: Callable[[Any], nn.Module], config: Any, scale: HeadScaling) -> Build:
-    config = copy.deepcopy(config)
-    return lambda width: make(at_width(config, width, scale))
 
 
 def _transformers_model(config: Any) -> Callable[[Any], nn.Module]:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from torch import nn
 
 from mutransfer.check.batches import Given, Loss, batch_of, default_loss
-from mutransfer.check.builds import Build, builder
+from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.grid import Grid
 from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
+from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, width_setup
 from mutransfer.check.slopes import activation_slopes
-from mutransfer.check.subjects import MakeOptimizer, control, converted, handwritten
+from mutransfer.check.subjects import MakeOptimizer
 from mutransfer.check.verdict import culprits, implied
 from mutransfer.errors import ConfigError
 from mutransfer.planning.data import Form
@@ -31,20 +32,20 @@ SGD_LR = 2**-6
 2^-3 (SGD) a hidden lr wrong by width^0.5 moves the logits so far that the readout shrinks as much as the hidden weights
 grow, and the softmax saturates; at these, a rule wrong by 1/2 shows as 0.42 to 0.5. Float32 would allow 2^6 less.
 """
-CONTROL_SEEDS = 3
-"""The control's exponents are off by 1/2 and more: few seeds show it."""
 
 
 def coord_check(
-    build: Build | nn.Module | Any,
+    build: Build | BuildDeep | nn.Module | Any,
     *,
-    widths: Sequence[int],
+    widths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
     parameterization: str | Parameterization = "mup",
     optimizer: str = "adamw",
     lr: float | None = None,
     steps: int = 4,
     seeds: int = 8,
     base: int | Any | None = None,
+    base_depth: int | Mapping[str, int] | None = None,
     batches: Given | None = None,
     loss: Loss | None = None,
     make_optimizer: MakeOptimizer | None = None,
@@ -57,11 +58,12 @@ def coord_check(
     plot: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CoordReport:
-    """Measures whether a model follows its parameterization's law in width, tensor by tensor, and says which does not.
+    """Measures whether a model follows its parameterization's law in width, or in depth, tensor by tensor.
 
-    The exponent of a tensor is the slope, against log2 width, of log2 RMS of multiplier * (W_t - W_0) x_t, its own
-    contribution as it enters what follows: 0 in everything that transfers. At init it is multiplier * W_0 x_0.
-    A few seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp.
+    The exponent of a tensor is the slope, against log2 size, of log2 RMS of multiplier * (W_t - W_0) x_t, its own
+    contribution as it enters what follows. In width it is 0 in everything that transfers; in depth tensors are pooled
+    over the blocks, and it is what their place in the residual stack says. At init it is multiplier * W_0 x_0. A few
+    seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp.
 
     >>> import mutransfer as mt, torch
     >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 16))
@@ -69,87 +71,102 @@ def coord_check(
     'pass'
 
     Args:
-        build: width -> fresh model, on any device; or a model with a `.config`, or a transformers config, which is then
-            made at every width with the fields that follow the width scaled as in `mutransfer.parameterize`.
-        widths: at least 3, far larger than the number of tokens per step.
-        parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own.
+        build: width -> fresh model, on any device, or with depths= (width, depth) -> fresh model; or a model with a
+            `.config`, or a transformers config, which is then made at every size with the fields that follow the width
+            scaled and the numbers of layers set as in `mutransfer.parameterize`.
+        widths: at least 3, far larger than the number of tokens per step; with depths= the one width, by default the
+            config's own, or 64.
+        depths: at least 3 numbers of blocks, to check the rules of depth; such as 1, 2, 4 and 8 times the base's.
+        parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own. One without
+            depth rules is held to CompleteP's law in depth, under which the learning rate transfers.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
         lr: at the base; by default 2^-10 for Adam-like optimizers, 2^-6 for SGD.
         steps: optimizer steps per run; the first is not counted.
-        seeds: runs per width; more are added while the verdict is undecided, up to 4 times as many.
-        base: as in `mutransfer.parameterize`; by default the smallest width.
+        seeds: runs per size; more are added while the verdict is undecided, up to 4 times as many.
+        base, base_depth: as in `mutransfer.parameterize`; by default the smallest width and depth.
         batches: one batch per seed, or seed -> batch; by default 8 seeded tokens, 8 vectors, or one image.
         loss: (model, batch) -> scalar; by default cross-entropy against the batch's, or against seeded, targets.
-        make_optimizer: (model, width) -> optimizer checks hand-written code as it is: nothing is converted.
+        make_optimizer: (model, width), or (model, depth) with depths= -> optimizer: checks hand-written code as it is,
+            nothing is converted.
         precision: of the training steps, "fp32" or "bf16"; measurements are in float32.
-        form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`.
+        form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`. In depth the check raises
+            embedding_mult where the base's branches are larger than the embedding.
         plot: where to draw the report's figure.
         progress: called with (runs done, runs planned).
 
     Raises:
-        ConfigError: widths, steps or seeds out of range, or an lr at which the training diverges.
+        ConfigError: widths, depths, steps or seeds out of range, or an lr at which the training diverges.
         RuleError, RoleError, ShapeError: as in `mutransfer.parameterize`.
     """
     began = time.process_time()
     table, family = find_table(parameterization, PARAMETERIZATIONS), find_optimizer(optimizer)
-    sizes, make = _checked(widths, steps, seeds, lr), builder(build, scale)
     rate, why = (lr, "given") if lr is not None else _default_lr(family)
-    options = {
-        "base": sizes[0] if base is None else base,
-        "optimizer": optimizer,
-        "example_inputs": example_inputs,
-        "scale": scale,
-        "roles": roles,
-        "form": form,
-        "hyperparameters": hyperparameters,
-    }
+    asked = Asked(
+        table,
+        rate,
+        *_checked(widths, depths, steps, seeds, rate),
+        base,
+        base_depth,
+        {
+            "optimizer": optimizer,
+            "example_inputs": example_inputs,
+            "scale": scale,
+            "roles": roles,
+            "form": form,
+            "hyperparameters": hyperparameters,
+        },
+        make_optimizer,
+    )
     training = Training(
         steps, lambda m, s: batch_of(m, s, batches, example_inputs), loss or default_loss, find_precision(precision)
     )
-    grid = Grid(table, sizes, training, roles or {}, rate, progress)
-    if make_optimizer is None:
-        subject = converted(make, table, rate, options)
-    else:
-        subject = handwritten(make, make_optimizer, table.name)
-    runs, judged = grid.until_decided(subject, seeds)
-    against = None
-    if judged.verdict == "pass" and not table.is_control:
-        plain = control(make, rate, options, is_converted=make_optimizer is None)
-        against = grid.control(plain, min(seeds, CONTROL_SEEDS))
+    setup = depth_setup(build, asked, training) if asked.depths else width_setup(build, asked)
+    grid = Grid(table, family, setup.axis, setup.sizes, training, rate, progress)
+    runs, judged = grid.until_decided(setup.subject, seeds)
+    verdict, against = judged.found.verdict, None
+    if verdict == "pass" and not table.is_control:
+        against = grid.control(setup.control, min(seeds, CONTROL_SEEDS))
     unseen = [item.parameter for item in judged.listed if item.unseen]
-    doubt = _doubt(against, unseen, unread=scale == "head_dim" and not judged.softmax)
+    unread = not asked.depths and scale == "head_dim" and not judged.found.softmax
+    doubt = _doubt(against, unseen, unread=unread)
+    first = runs[setup.sizes[0]]
     report = CoordReport(
-        verdict="undecided" if doubt and judged.verdict == "pass" else judged.verdict,
+        verdict="undecided" if doubt and verdict == "pass" else verdict,
         doubt=doubt,
         parameterization=table.name,
         source=table.source,
         optimizer=optimizer,
         lr=rate,
         lr_from=why,
-        widths=sizes,
-        seeds=len(runs[sizes[0]]),
+        axis=setup.axis.name,
+        widths=setup.widths,
+        depths=setup.depths,
+        seeds=len(first),
         steps=steps,
-        batch=runs[sizes[0]][0].batch,
-        positions=max((use.positions for use in runs[sizes[0]][0].init.uses), default=0),
-        slopes=(*judged.slopes, *activation_slopes(runs)),
-        softmax=tuple(judged.softmax),
+        batch=first[0].batch,
+        positions=max((use.positions for use in first[0].init.uses), default=0),
+        slopes=(*judged.found.slopes, *activation_slopes(runs, setup.axis)),
+        softmax=tuple(judged.found.softmax),
+        groups=tuple(judged.found.settings),
         listed=tuple(judged.listed),
-        culprits=tuple(culprits(judged.slopes, judged.softmax)),
+        culprits=tuple(culprits(judged.found)),
         control=against,
-        implied=implied(table, family) if family.family in table.families else {},
+        implied=implied(table, family) if not asked.depths and family.family in table.families else {},
+        notes=setup.notes,
         cpu_seconds=time.process_time() - began,
-        model=runs[sizes[0]][0].model,
-        base=_said(options["base"]) if make_optimizer is None else None,
+        model=first[0].model,
+        base=_said(setup.base),
+        base_depth=_said(setup.base_depth),
     )
     if plot is not None:
         report.plot(plot)
     return report
 
 
-def _said(base: Any) -> int | dict[str, int] | str:
+def _said(base: Any) -> int | dict[str, int] | str | None:
     """A base as JSON can hold it."""
-    if isinstance(base, int | str | Path):
-        return base if isinstance(base, int) else str(base)
+    if isinstance(base, int | str | Path | None):
+        return str(base) if isinstance(base, Path) else base
     return dict(base) if isinstance(base, Mapping) else type(base).__name__
 
 
@@ -164,19 +181,27 @@ def _doubt(against: Control | None, unseen: Sequence[str], *, unread: bool) -> s
     return ""
 
 
-def _checked(widths: Sequence[int], steps: int, seeds: int, lr: float | None) -> tuple[int, ...]:
-    sizes = tuple(sorted({int(width) for width in widths}))
+def _checked(
+    widths: Sequence[int] | None, depths: Sequence[int] | None, steps: int, seeds: int, lr: float
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths and depths in order, of which one varies."""
+    across, down = (tuple(sorted({int(size) for size in sizes or ()})) for sizes in (widths, depths))
+    if down and len(across) > 1:
+        raise ConfigError(
+            f"{widths=} and {depths=} both vary, and a slope is of one of them. Give one width, or leave depths= out."
+        )
+    name, sizes, example = ("depths", down, [2, 4, 8]) if down else ("widths", across, [64, 128, 256])
     if len(sizes) < 3:
         raise ConfigError(
-            f"widths={list(widths)} has {len(sizes)} widths; an exponent needs at least 3, such as [64, 128, 256]."
+            f"{name}={list(sizes)} has {len(sizes)} {name}; an exponent needs at least 3, such as {example}."
         )
-    if sizes[0] < 1 or steps < 1 or seeds < 2:
+    if min((*across, *down)) < 1 or steps < 1 or seeds < 2:
         raise ConfigError(
-            f"widths and steps must be positive and seeds at least 2 (got {steps=}, {seeds=}, {widths=})."
+            f"Sizes and steps must be positive and seeds at least 2 (got {name}={list(sizes)}, {steps=}, {seeds=})."
         )
-    if lr is not None and not (math.isfinite(lr) and lr > 0):
-        raise ConfigError(f"lr={lr} is not a positive number.")
-    return sizes
+    if not (math.isfinite(lr) and lr > 0):
+        raise ConfigError(f"{lr=} is not a positive number.")
+    return across, down
 
 
 def _default_lr(optimizer: Optimizer) -> tuple[float, str]:

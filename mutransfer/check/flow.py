@@ -63,6 +63,20 @@ class SoftmaxScale:
     sources: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Sum:
+    """One addition of a branch to the residual stream.
+
+    Attributes:
+        stream, branch: RMS of the two.
+        after: number of the last parameter's use in front of it; -1 where there is none.
+    """
+
+    stream: float
+    branch: float
+    after: int
+
+
 @dataclass
 class Flows:
     """Follows every activation of one forward pass.
@@ -73,6 +87,7 @@ class Flows:
         is_constant: whether a tensor is independent of the batch.
         scales: attention site -> how its logits are scaled.
         logits, stream: site -> the attention logits, the residual stream after an addition.
+        sums: those additions, in order.
     """
 
     settle: Callable[[int, float], None]
@@ -80,8 +95,10 @@ class Flows:
     scales: dict[str, SoftmaxScale] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
     stream: dict[str, Tensor] = field(default_factory=dict)
+    sums: list[Sum] = field(default_factory=list)
     _flows: dict[int, Flow] = field(default_factory=dict)
     _order: dict[int, int] = field(default_factory=dict)
+    _last_use: int = -1
 
     def of(self, tensor: Tensor) -> Flow:
         return self._flows.get(storage(tensor), Flow(numel=tensor.numel()))
@@ -92,6 +109,7 @@ class Flows:
         activations = [t for t in tensors if not self.is_constant(t)]
         flows = [self._part(t) for t in activations]
         self._read_attention(call, flows, module)
+        self._last_use = max(uses, default=self._last_use)
         self._read_stream(call, activations, out, module)
         flow = self._made_by(call, activations, tensors, flows, [(use, 1.0) for use in uses])
         ancestors = self._ancestry(activations, flows)
@@ -191,7 +209,13 @@ class Flows:
         for x, branch in (activations, activations[::-1]):
             if storage(x) in self._order and self.of(branch).ancestors >> self._order[storage(x)] & 1:
                 self.stream[_unused(module, self.stream)] = out.float().clone()
+                self.sums.append(Sum(_added(x, branch, out), _added(branch, x, out), self._last_use))
                 return
+
+
+def _added(one: Tensor, other: Tensor, out: Tensor) -> float:
+    """RMS of an operand before the sum, which may have been written into it."""
+    return rms(out - other if storage(one) == storage(out) else one)
 
 
 def _sources(*factors: Flow) -> tuple[int, ...]:

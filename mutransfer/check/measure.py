@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mutransfer.check.flow import SoftmaxScale, rms
+from mutransfer.check.flow import SoftmaxScale, Sum, rms
 from mutransfer.check.shadow import ShadowMode, Use
 from mutransfer.planning.trace import unfused
 
@@ -18,7 +18,7 @@ Forward = Callable[[nn.Module], Any]
 
 
 What = Literal["parameter", "module", "logits", "stream"]
-Place = tuple[What, str]
+Site = tuple[What, str]
 """A module's output, an attention's logits, or the residual stream after an addition, and where."""
 
 
@@ -31,14 +31,16 @@ class Snapshot:
         sizes: place -> RMS of what is there.
         moved: place -> RMS of its change since init (empty at init).
         scales: attention site -> how its logits are scaled.
+        sums: every addition of a branch to the residual stream, in order.
         outputs: what is at each place, kept at init only, for `moved` later.
     """
 
     uses: tuple[Use, ...]
-    sizes: Mapping[Place, float]
-    moved: Mapping[Place, float]
+    sizes: Mapping[Site, float]
+    moved: Mapping[Site, float]
     scales: Mapping[str, SoftmaxScale]
-    outputs: Mapping[Place, Tensor] = field(default_factory=dict, repr=False)
+    sums: tuple[Sum, ...] = ()
+    outputs: Mapping[Site, Tensor] = field(default_factory=dict, repr=False)
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def measure(
         initial: the snapshot at init, for the change of activations.
     """
     path: list[str] = []
-    outputs: dict[Place, Tensor] = {}
+    outputs: dict[Site, Tensor] = {}
     shadows = {n: (p, p.detach() if before is None else p.detach() - before[n]) for n, p in model.named_parameters()}
     mode = ShadowMode(shadows, model.buffers(), initial=before is None, module=lambda: path[-1] if path else "")
     with _buffers_kept(model), unfused(), torch.random.fork_rng(), _watched(model, path, outputs, mode), mode:
@@ -62,17 +64,18 @@ def measure(
     outputs |= {("logits", site): logits for site, logits in mode.flows.logits.items()}
     outputs |= {("stream", site): stream for site, stream in mode.flows.stream.items()}
     sizes = {place: rms(out) for place, out in outputs.items()}
+    kept = outputs if before is None else {}
     moved = {} if initial is None else _moved(outputs, initial.outputs)
-    return Snapshot(mode.finish(), sizes, moved, mode.flows.scales, outputs if before is None else {})
+    return Snapshot(mode.finish(), sizes, moved, mode.flows.scales, tuple(mode.flows.sums), kept)
 
 
-def _moved(outputs: Mapping[Place, Tensor], initial: Mapping[Place, Tensor]) -> dict[Place, float]:
+def _moved(outputs: Mapping[Site, Tensor], initial: Mapping[Site, Tensor]) -> dict[Site, float]:
     same = (place for place, out in outputs.items() if place in initial and initial[place].shape == out.shape)
     return {place: rms(outputs[place] - initial[place]) for place in same}
 
 
 @contextmanager
-def _watched(model: nn.Module, path: list[str], outputs: dict[Place, Tensor], mode: ShadowMode) -> Iterator[None]:
+def _watched(model: nn.Module, path: list[str], outputs: dict[Site, Tensor], mode: ShadowMode) -> Iterator[None]:
     """Keeps the running module's name on top of `path`, and a copy of each module's first output."""
     handles = []
 

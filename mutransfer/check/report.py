@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mutransfer.check.axes import AxisName
+from mutransfer.check.settings import Setting
 from mutransfer.check.slopes import MARGIN, Listed, Slope
 from mutransfer.check.verdict import Culprit, Softmax, Verdict
 from mutransfer.records import jsonable, write_json
@@ -37,17 +39,21 @@ class CoordReport:
     Attributes:
         verdict: "pass", "fail" or "undecided".
         doubt: why a check that finds nothing wrong cannot vouch that all is right; empty where it can.
-        parameterization, source, optimizer, lr, lr_from, widths, seeds, steps, batch: what was run.
+        parameterization, source, optimizer, lr, lr_from, widths, depths, seeds, steps, batch: what was run.
+        axis: "width" or "depth", whichever of the two varies.
         positions: the most vectors that a weight is applied to in one step.
         slopes: per parameter use (judged) and per module, attention site and residual sum (for the plot).
         softmax: effective softmax scales, where head_dim grows.
+        groups: eps and weight decay in the optimizer's groups, at the largest size over the smallest.
         listed: parameters that are not judged, and why.
         culprits: what lies wholly outside the law, the cause first.
         control: how the control did; None where the subject does not pass or is itself a control.
         implied: role -> exponents that the table's own cells imply, for information.
         cpu_seconds: of the whole check.
         model: the name of the model's class.
-        base: width or fields at which all factors are 1; None where hand-written code was checked.
+        base, base_depth: width or fields, and depth, at which all factors are 1; None where hand-written code was
+            checked, and the depth where it does not vary.
+        notes: what was done that was not asked for.
         settings: config key -> value of the model, base, parameterization and optimizer, where a config made them.
     """
 
@@ -70,13 +76,23 @@ class CoordReport:
     control: Control | None
     implied: Mapping[str, Mapping[str, float]]
     cpu_seconds: float
+    axis: AxisName = "width"
+    depths: tuple[int, ...] = ()
+    groups: tuple[Setting, ...] = ()
+    notes: tuple[str, ...] = ()
     model: str = ""
+    base_depth: int | Mapping[str, int] | str | None = None
     base: int | Mapping[str, int] | str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.verdict]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of the axis."""
+        return self.depths if self.axis == "depth" else self.widths
 
     @property
     def judged(self) -> tuple[Slope, ...]:
@@ -96,7 +112,7 @@ class CoordReport:
             return f"all {len(self.judged)} intervals lie inside the law +-{MARGIN:g}"
         if self.verdict == "fail":
             first = self.culprits[0]
-            if first.kind == "softmax":
+            if first.kind not in ("init", "change") or first.name not in {slope.name for slope in self.judged}:
                 return f"{first.name}: {first.look_at}"
             return f"{first.name} ({first.kind}) is {first.measured:+.3g} where the law says {first.expected:+.3g}"
         if self.doubt:
@@ -104,19 +120,19 @@ class CoordReport:
         open_ = [slope.name for slope in self.judged if slope.status == "undecided"]
         if not open_:
             return "nothing could be judged"
-        return (
-            f"{len(open_)} intervals straddle the line, {open_[0]} among them: more seeds or a larger range of widths"
-        )
+        straddling = f"{len(open_)} intervals straddle the line, {open_[0]} among them"
+        return f"{straddling}: more seeds or a larger range of {self.axis}s"
 
     def __str__(self) -> str:
         return "\n".join([*self._headline(), "", *_table(self._rows()), *self._remarks(), *self._blame()])
 
     def _headline(self) -> list[str]:
-        widths = ", ".join(str(width) for width in self.widths)
+        varied = ("width", self.widths), ("depth", self.depths)
+        sizes = ", ".join(f"{name}{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for name, of in varied if of)
         return [
             f"coordinate check: {self.verdict.upper()}: {self.reason}",
             f"{self.model} in {self.parameterization} with {self.optimizer}, lr {self.lr:g} ({self.lr_from}), "
-            f"widths {widths}, {self.seeds} seeds, {self.steps} steps on {self.batch}, "
+            f"{sizes}, {self.seeds} seeds, {self.steps} steps on {self.batch}, "
             f"{self.cpu_seconds:.1f} CPU-seconds",
         ]
 
@@ -124,6 +140,7 @@ class CoordReport:
         lines = [
             f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax
         ]
+        lines += [f"note: {note}" for note in self.notes]
         lines += [f"not judged: {item.parameter}: {item.why}" for item in self.listed]
         if self.control is not None:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
@@ -149,10 +166,12 @@ class CoordReport:
         by_name: dict[str, dict[str, Slope]] = {}
         for slope in sorted(self.judged, key=lambda slope: slope.order):
             by_name.setdefault(slope.name, {})[slope.kind] = slope
-        rows: list[tuple[str, ...]] = [("parameter", "role", "at init", "law", "", "change", "law", "")]
+        rows: list[tuple[str, ...]] = [
+            ("parameter", "place" if self.axis == "depth" else "role", "at init", "law", "", "change", "law", "")
+        ]
         for name, kinds in by_name.items():
-            role = next(iter(kinds.values())).role
-            rows.append((name, str(role), *_cells(kinds.get("init")), *_cells(kinds.get("change"))))
+            group = next(iter(kinds.values())).group
+            rows.append((name, group, *_cells(kinds.get("init")), *_cells(kinds.get("change"))))
         return rows
 
     def _repr_html_(self) -> str:
@@ -174,7 +193,7 @@ class CoordReport:
         return write_json(path, self.to_json())
 
     def plot(self, path: str | Path) -> Path:
-        """Draws contributions and activations against width; the format follows the suffix (.svg, .png, .pdf)."""
+        """Draws contributions and activations against the size; the format follows the suffix (.svg, .png, .pdf)."""
         from mutransfer.figures.coordinates import save_coordinates
 
         return save_coordinates(self.to_json(), path)

@@ -26,18 +26,29 @@ NO_GRADIENT = 1e-6
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What an optimizer's groups say of one parameter; eps is None where the optimizer has none."""
+
+    lr: float
+    eps: float | None
+    weight_decay: float
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What is checked: how a model of one size is made ready to train.
+    """What is checked: how a model of one size, its width or its depth, is made ready to train.
 
     Attributes:
         name: of the parameterization.
-        make: width -> the model and its optimizer.
-        carried: width -> (parameter -> the factor that it carries for another tensor, where that is not 1).
+        make: size -> the model and its optimizer.
+        carried: size -> (parameter -> the factor that it carries for another tensor, where that is not 1).
+        settings: size -> (parameter -> what the optimizer would be given, with weight decay).
     """
 
     name: str
     make: Callable[[int], tuple[nn.Module, Optimizer]]
     carried: Callable[[int], Mapping[str, float]]
+    settings: Callable[[int], Mapping[str, Settings]]
 
 
 @dataclass(frozen=True)
@@ -89,17 +100,14 @@ class LossNotFiniteError(Exception):
         self.step = step
 
 
-def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
+def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
     """Trains one fresh model for a few steps; the caller's random state is untouched.
 
     Raises:
         LossNotFiniteError: a loss that is not finite.
     """
     with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(seed)
-        model, optimizer = subject.make(width)
-        _still(model)
-        batch = training.batch(model, seed)
+        model, optimizer, batch = _fresh(subject, size, seed, training)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
         init = measure(model, lambda m: training.loss(m, batch))
         later, gradients = [], dict.fromkeys(start, 0.0)
@@ -109,10 +117,24 @@ def run(subject: Subject, width: int, seed: int, training: Training) -> Run:
             if step >= min(FIRST_STEP, training.steps):
                 later.append(measure(model, lambda m: training.loss(m, batch), start, init))
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
-        still = frozenset(name for name, size in gradients.items() if size < NO_GRADIENT) - frozen
+        still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
-        return Run(init, later, still, frozen, trained, subject.carried(width), described(batch), type(model).__name__)
+        return Run(init, later, still, frozen, trained, subject.carried(size), described(batch), type(model).__name__)
+
+
+def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snapshot:
+    """The first forward pass of a run."""
+    with torch.random.fork_rng():
+        model, _, batch = _fresh(subject, size, seed, training)
+        return measure(model, lambda m: training.loss(m, batch))
+
+
+def _fresh(subject: Subject, size: int, seed: int, training: Training) -> tuple[nn.Module, Optimizer, Any]:
+    torch.manual_seed(seed)
+    model, optimizer = subject.make(size)
+    _still(model)
+    return model, optimizer, training.batch(model, seed)
 
 
 def _still(model: nn.Module) -> None:

@@ -1,26 +1,24 @@
-"""Runs of many widths and seeds as one exponent per parameter use, and one per place of the activations."""
+"""Runs of many sizes and seeds as one exponent per parameter use, and one per place of the activations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from mutransfer.check.measure import Place, What
+from mutransfer.check.axes import Axis, Claim, Kind, Pool, Runs
+from mutransfer.check.measure import Site, What
 from mutransfer.check.runs import Run
 from mutransfer.check.shadow import Key, Use
 from mutransfer.check.statistics import Interval, intervals, seed_slopes
-from mutransfer.rules.table import Law, Role
+from mutransfer.rules.depth import Place
+from mutransfer.rules.table import Role
 
-Kind = Literal["init", "change"]
 K = TypeVar("K")
 Status = Literal["inside", "outside", "undecided"]
-Runs = Mapping[int, Sequence[Run]]
-"""Width -> one run per seed, the same number everywhere."""
 
 MARGIN = 0.25
 """Every exponent of every rule is a multiple of 1/2: half the way to the nearest wrong one."""
@@ -28,16 +26,18 @@ MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Slope:
-    """One measured exponent in width.
+    """One measured exponent.
 
     Attributes:
-        name: of a parameter (its second use has "(use 2)" behind it), a module, an attention site, a residual sum.
+        name: of a parameter (its second use has "(use 2)" behind it), a module, an attention site, a residual sum; in a
+            depth check of the template that its blocks share.
         what: "parameter", or "module", "logits", "stream", which are for the plot and never judged.
         kind: "init" (RMS of multiplier * W_0 x_0, or of an activation) or "change" (since init).
         value, low, high: the measured exponent and its interval.
-        sizes: mean log2 RMS at each width.
-        order: place in execution order.
-        role, law: of a parameter's use, and the exponent that the table claims for it; None elsewhere.
+        sizes: mean log2 RMS at each size.
+        order: where in execution order.
+        role, place, law: of a parameter's use (its role in a width check, its place in a depth check), and the exponent
+            that the table claims for it; None elsewhere.
         parameter, op: the parameter's name alone, and what uses it.
     """
 
@@ -53,6 +53,12 @@ class Slope:
     law: float | None = None
     parameter: str = ""
     op: str = ""
+    place: Place | None = None
+
+    @property
+    def group(self) -> str:
+        """The row of the table that it is held to."""
+        return str(self.place or self.role or "")
 
     @property
     def off(self) -> float:
@@ -79,91 +85,104 @@ class Listed:
     unseen: bool = False
 
 
-def parameter_slopes(runs: Runs, law: Law, roles: Mapping[str, str]) -> tuple[list[Slope], list[Listed]]:
+def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]:
     """The judged exponents in execution order, and the parameters that are not judged.
 
     Args:
-        runs: of all widths.
-        law: what the table claims.
-        roles: glob over parameter names -> role, where the user knows better than the shapes.
+        runs: of all sizes.
+        axis: what varies between them, and what is claimed.
     """
-    listed = _listed(runs)
+    listed, pool = _listed(runs, axis), Pool.of(runs, axis)
     skipped = {item.parameter for item in listed}
-    uses = [use for use in _first(runs).init.uses if use.parameter not in skipped]
-    order = {use.key: place for place, use in enumerate(uses)}
-    tied = {use.parameter for use in uses if use.index > 0} & {use.parameter for use in uses if use.lookup}
-    found = _exponents(runs, _contributions, keep=order)
+    firsts = {key: use for key, use in pool.firsts(_first(runs)).items() if key[0] not in skipped}
+    order = {key: number for number, key in enumerate(firsts)}
+    claims = pool.claims(runs)
+    found = _exponents(runs, lambda run: _contributions(run, pool), order.keys() & claims.keys())
     made = [
-        _slope(
-            uses[order[key]], kind, interval, sizes, order[key], role, _claim(law, kind, role, interval, key[0] in tied)
-        )
+        _slope(key, kind, interval, sizes, order[key], claims[key], firsts[key].op)
         for (kind, key), (interval, sizes) in found.items()
-        for role in [use_role(runs, key, roles)]
     ]
     moved = {slope.parameter for slope in made if slope.kind == "change"}
-    unmoved = dict.fromkeys(use.parameter for use in uses if use.parameter not in moved)
+    unmoved = dict.fromkeys(name for name, _ in firsts if name not in moved)
     return made, listed + [Listed(name, "it never changes, or is not used in every run") for name in unmoved]
 
 
 def _slope(
-    use: Use, kind: Kind, interval: Interval, sizes: tuple[float, ...], order: int, role: Role, law: float
+    key: Key, kind: Kind, interval: Interval, sizes: tuple[float, ...], order: int, claim: Claim, op: str
 ) -> Slope:
-    name = use.parameter if use.index == 0 else f"{use.parameter} (use {use.index + 1})"
-    numbers = interval.value, interval.low, interval.high
-    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, use.parameter, use.op)
+    parameter, index = key
+    name = parameter if index == 0 else f"{parameter} (use {index + 1})"
+    numbers, law = (interval.value, interval.low, interval.high), claim.exponent(kind, interval.value)
+    role, place = (claim.group, None) if isinstance(claim.group, Role) else (None, claim.group)
+    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, parameter, op, place)
 
 
-def _claim(law: Law, kind: Kind, role: Role, interval: Interval, tied: bool) -> float:
-    """The exponent that the table claims.
-
-    A tied readout meets its own rows in the residual stream: the logit of the token that was read keeps its size, the
-    others are noise. Their mix at init has an exponent anywhere from the readout's to the embedding's.
-    """
-    claimed = (law.init if kind == "init" else law.change)[role]
-    if tied and kind == "init" and role is Role.OUTPUT:
-        return min(max(interval.value, claimed), max(claimed, law.init[Role.INPUT]))
-    return claimed
-
-
-def activation_slopes(runs: Runs) -> list[Slope]:
+def activation_slopes(runs: Runs, axis: Axis) -> list[Slope]:
     """Exponents of module outputs, attention logits and the residual stream."""
-    order = {place: number for number, place in enumerate(_first(runs).init.sizes)}
+    order: dict[Site, int] = {}
+    for site in _first(runs).init.sizes:
+        order.setdefault(_pooled_site(site, axis), len(order))
+    found = _exponents(runs, lambda run: _activations(run, axis), order)
     return [
         Slope(name or "(model)", what, kind, i.value, i.low, i.high, sizes, order[what, name])
-        for (kind, (what, name)), (i, sizes) in _exponents(runs, _activations, keep=order).items()
+        for (kind, (what, name)), (i, sizes) in found.items()
     ]
 
 
+def _pooled_site(site: Site, axis: Axis) -> Site:
+    return site[0], axis.pooled(site[1])
+
+
 def _exponents(
-    runs: Runs, read: Callable[[Run], dict[tuple[Kind, K], float]], *, keep: Container[K]
+    runs: Runs, read: Callable[[Run], Mapping[tuple[Kind, K], float]], keep: Container[K]
 ) -> dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]]:
-    """Interval and mean log2 size per width, of whatever every run has; each kind is shrunk to its own noise."""
-    grid = [[read(run) for run in of_width] for of_width in runs.values()]
+    """Interval and mean log2 RMS per size, of whatever every run has; each kind is shrunk to its own noise."""
+    grid = [[read(run) for run in of_size] for of_size in runs.values()]
     every = [readings for row in grid for readings in row]
     keys = [key for key in every[0] if key[1] in keep and all(math.isfinite(r.get(key, math.inf)) for r in every)]
     series = {key: np.array([[readings[key] for readings in row] for row in grid]) for key in keys}
-    widths = [math.log2(width) for width in runs]
+    log_sizes = [math.log2(size) for size in runs]
     made: dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]] = {}
     for kind in ("init", "change"):
         alike = [key for key in keys if key[0] == kind]
-        found = intervals([seed_slopes(widths, series[key]) for key in alike], family=len(keys))
+        found = intervals([seed_slopes(log_sizes, series[key]) for key in alike], family=len(keys))
         made |= {key: (i, tuple(series[key].mean(axis=1))) for key, i in zip(alike, found, strict=True)}
     return made
 
 
-def _contributions(run: Run) -> dict[tuple[Kind, Key], float]:
+def _contributions(run: Run, pool: Pool) -> dict[tuple[Kind, Key], float]:
+    """The size of every use, the mean over the blocks of its template."""
+    readings: dict[tuple[Kind, Key], list[float]] = {}
+    for (kind, use), size in log_sizes_of(run).items():
+        readings.setdefault((kind, pool.key(use)), []).append(size)
+    return {key: _mean_of_seen(sizes) for key, sizes in readings.items()}
+
+
+def log_sizes_of(run: Run) -> dict[tuple[Kind, Use], float]:
     """log2 RMS at init, and its mean over the later steps; what a parameter carries for another is divided out."""
     carried = {name: math.log2(factor) for name, factor in run.carried.items()}
-    first = {use.key: _log2(use.size) - carried.get(use.parameter, 0.0) for use in run.init.uses}
     later = [{use.key: use.size for use in snapshot.uses} for snapshot in run.later]
-    change = {key: _mean_log2(step.get(key) for step in later) - carried.get(key[0], 0.0) for key in first}
-    return {**{("init", key): v for key, v in first.items()}, **{("change", key): v for key, v in change.items()}}
+    sizes: dict[tuple[Kind, Use], float] = {}
+    for use in run.init.uses:
+        own = carried.get(use.parameter, 0.0)
+        sizes["init", use] = _log2(use.size) - own
+        sizes["change", use] = _mean_log2(step.get(use.key) for step in later) - own
+    return sizes
 
 
-def _activations(run: Run) -> dict[tuple[Kind, Place], float]:
-    change = {place: _mean_log2(snapshot.moved.get(place) for snapshot in run.later) for place in run.init.sizes}
-    init = {place: _log2(size) for place, size in run.init.sizes.items()}
-    return {**{("init", key): v for key, v in init.items()}, **{("change", key): v for key, v in change.items()}}
+def _activations(run: Run, axis: Axis) -> dict[tuple[Kind, Site], float]:
+    readings: dict[tuple[Kind, Site], list[float]] = {}
+    for site, size in run.init.sizes.items():
+        pooled = _pooled_site(site, axis)
+        readings.setdefault(("init", pooled), []).append(_log2(size))
+        readings.setdefault(("change", pooled), []).append(_mean_log2(later.moved.get(site) for later in run.later))
+    return {key: _mean_of_seen(sizes) for key, sizes in readings.items()}
+
+
+def _mean_of_seen(log_sizes: Sequence[float]) -> float:
+    """A block that a batch does not reach (an expert without a token) says nothing of its template."""
+    seen = [size for size in log_sizes if math.isfinite(size)]
+    return sum(seen) / len(seen) if seen else -math.inf
 
 
 def _mean_log2(sizes: Iterable[float | None]) -> float:
@@ -175,15 +194,24 @@ def _log2(size: float | None) -> float:
     return math.log2(size) if size else -math.inf
 
 
-def _listed(runs: Runs) -> list[Listed]:
-    every = [run for of_width in runs.values() for run in of_width]
-    used = {use.parameter for use in every[0].init.uses}
-    still = frozenset.intersection(*(run.without_gradient for run in every))
+def _listed(runs: Runs, axis: Axis) -> list[Listed]:
+    """What holds of all blocks of a template is said once, and what holds of some of them is not said."""
+    every = [run for of_size in runs.values() for run in of_size]
+    first = every[0]
+    used = {axis.pooled(use.parameter) for use in first.init.uses}
+    still = frozenset.intersection(*(_wholly(run.without_gradient, run, axis) for run in every))
+    trained = {axis.pooled(name) for name in first.trained}
     return [
-        *(Listed(name, "frozen") for name in sorted(every[0].frozen)),
+        *(Listed(name, "frozen") for name in sorted(_wholly(first.frozen, first, axis))),
         *(Listed(name, _why_still(name in used)) for name in sorted(still)),
-        *(Listed(name, _UNSEEN, unseen=True) for name in sorted(every[0].trained - used - still)),
+        *(Listed(name, _UNSEEN, unseen=True) for name in sorted(trained - used - still)),
     ]
+
+
+def _wholly(names: Collection[str], run: Run, axis: Axis) -> frozenset[str]:
+    """The pooled names of which every parameter is one of these."""
+    others = (run.frozen | run.without_gradient | run.trained) - set(names)
+    return frozenset(map(axis.pooled, names)) - frozenset(map(axis.pooled, others))
 
 
 _UNSEEN = "it is trained, but its contribution could not be seen in the forward pass"
@@ -193,22 +221,5 @@ def _why_still(used: bool) -> str:
     return "its gradient is zero by symmetry (as a key's bias under softmax)" if used else "the loss does not use it"
 
 
-def use_role(runs: Runs, key: Key, roles: Mapping[str, str]) -> Role:
-    """The role of one use, from what grows between the smallest and the largest width; the user's word wins."""
-    for pattern, role in roles.items():
-        if fnmatchcase(key[0], pattern):
-            return Role(role)
-    small, large = (_use(runs[width][0], key) for width in (min(runs), max(runs)))
-    if large.fan_in > small.fan_in:
-        return Role.HIDDEN if large.fan_out > small.fan_out else Role.OUTPUT
-    if large.fan_out > small.fan_out:
-        return Role.INPUT if large.fan_in > 1 or large.lookup else Role.VECTOR
-    return Role.SCALAR
-
-
 def _first(runs: Runs) -> Run:
     return runs[min(runs)][0]
-
-
-def _use(run: Run, key: Key) -> Use:
-    return next(use for use in run.init.uses if use.key == key)

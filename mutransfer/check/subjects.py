@@ -1,8 +1,9 @@
-"""What can be checked: a converted model, hand-written muP code, and the control that must fail."""
+"""What can be checked: a converted model, hand-written code, and the controls that must fail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,62 +12,110 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mutransfer.check.builds import Build
-from mutransfer.check.runs import Subject
+from mutransfer.check.runs import Settings, Subject
 from mutransfer.convert import Plan
-from mutransfer.convert import plan as make_plan
 from mutransfer.errors import ConfigError
 from mutransfer.rules.optimizers import find_optimizer
-from mutransfer.rules.table import Parameterization
-from mutransfer.rules.tables import PARAMETERIZATIONS
 
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
+DECAY = 0.1
+"""Of the groups that are read, never of those that train: any number shows the ratios."""
 
 
-def converted(build: Build, table: Parameterization, lr: float, options: Mapping[str, Any]) -> Subject:
-    """A model in a parameterization; one plan per width serves all seeds.
-
-    Args:
-        build: width -> fresh model.
-        table: the parameterization.
-        lr: of the base model.
-        options: of `mutransfer.plan` (base, optimizer, ...).
-    """
+def cached_plans(build: Build, plan: Callable[[int, nn.Module], Plan]) -> Callable[[int], Plan]:
+    """size -> the plan of a model of that size, which serves all seeds. The caller's random state is untouched."""
 
     @cache
-    def plan_of(width: int) -> Plan:
+    def plan_of(size: int) -> Plan:
         with torch.random.fork_rng():
-            return make_plan(build(width), table, factory=build, **options)
+            return plan(size, build(size))
 
-    def make(width: int) -> tuple[nn.Module, Optimizer]:
-        plan, model = plan_of(width), build(width)
+    return plan_of
+
+
+def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float) -> Subject:
+    """A model in a parameterization.
+
+    Args:
+        name: of the parameterization.
+        build: size -> fresh model.
+        plan_of: size -> plan.
+        lr: of the base model.
+    """
+
+    def make(size: int) -> tuple[nn.Module, Optimizer]:
+        plan, model = plan_of(size), build(size)
         plan.apply(model)
         return model, plan.make_optimizer(model, lr=lr)
 
-    def carried(width: int) -> Mapping[str, float]:
-        return {line.name: line.carried for line in plan_of(width) if line.carried != 1.0}
+    def carried(size: int) -> Mapping[str, float]:
+        return {line.name: line.carried for line in plan_of(size) if line.carried != 1.0}
 
-    return Subject(table.name, make, carried)
+    def settings(size: int) -> Mapping[str, Settings]:
+        with torch.random.fork_rng():
+            return _planned_settings(plan_of(size), build(size), lr)
+
+    return Subject(name, make, carried, settings)
 
 
-def handwritten(build: Build, make_optimizer: MakeOptimizer, name: str) -> Subject:
-    """The user's own muP code, as it is."""
+def _planned_settings(plan: Plan, model: nn.Module, lr: float) -> Mapping[str, Settings]:
+    """Read off the groups; a gain that enters as 1 + w and holds a multiplier can have no decay."""
+    decays = find_optimizer(plan.optimizer).decay != "none"
+    kept = {line.name for line in plan if line.offset and line.fold != 1.0}
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            parts[name in kept].append(p)
+    own = [{"params": part, "weight_decay": DECAY * decays * (part is parts[0])} for part in parts if part]
+    return _named(model, plan.param_groups(model, lr=lr, groups=own))
 
-    def make(width: int) -> tuple[nn.Module, Optimizer]:
-        model = build(width)
-        optimizer = make_optimizer(model, width)
+
+def handwritten(name: str, build: Build, make_optimizer: MakeOptimizer) -> Subject:
+    """The user's own code, as it is."""
+
+    def make(size: int) -> tuple[nn.Module, Optimizer]:
+        model = build(size)
+        optimizer = make_optimizer(model, size)
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(
                 f"make_optimizer returned a {type(optimizer).__name__}; a torch.optim.Optimizer is expected."
             )
         return model, optimizer
 
-    return Subject(name, make, lambda width: {})
+    def settings(size: int) -> Mapping[str, Settings]:
+        with torch.random.fork_rng():
+            model, optimizer = make(size)
+        found = _named(model, optimizer.param_groups)
+        if {s.eps for s in found.values()} == {optimizer.defaults.get("eps")}:  # left alone, which no one calls scaled
+            found = {name: replace(s, eps=None) for name, s in found.items()}
+        return found
+
+    return Subject(name, make, lambda size: {}, settings)
 
 
-def control(build: Build, lr: float, options: Mapping[str, Any], *, is_converted: bool) -> Subject:
-    """What must not pass: standard parameterization, or one lr for all parameters of a hand-written model."""
-    if is_converted:
-        plain = {key: options[key] for key in ("base", "optimizer", "example_inputs", "scale", "roles")}
-        return converted(build, PARAMETERIZATIONS["sp"], lr, plain)
-    kind = torch.optim.SGD if find_optimizer(options["optimizer"]).family == "sgd" else torch.optim.Adam
-    return handwritten(build, lambda model, width: kind(model.parameters(), lr=lr), "one lr for all")
+def _named(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> Mapping[str, Settings]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: dict[str, Settings] = {}
+    for group in groups:
+        eps, decay = group.get("eps"), float(group.get("weight_decay", 0.0))
+        settings = Settings(float(group["lr"]), None if eps is None else float(eps), decay)
+        found |= {names[id(p)]: settings for p in group["params"] if id(p) in names}
+    return found
+
+
+def one_lr(build: Build, lr: float, optimizer: str) -> Subject:
+    """The control in width of hand-written code: its model, with one lr for all parameters."""
+    kind = torch.optim.SGD if find_optimizer(optimizer).family == "sgd" else torch.optim.Adam
+    return handwritten("one lr for all", build, lambda model, width: kind(model.parameters(), lr=lr))
+
+
+def growing_lr(build: Build, make_optimizer: MakeOptimizer, base: int) -> Subject:
+    """The control in depth of hand-written code, for which one lr may be right: every lr grows with the depth."""
+
+    def make(model: nn.Module, depth: int) -> Optimizer:
+        optimizer = make_optimizer(model, depth)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * depth / base
+        return optimizer
+
+    return handwritten("every lr times the depth", build, make)

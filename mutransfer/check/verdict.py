@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mutransfer.check.axes import AxisName, Runs
+from mutransfer.check.blocks import OddBlock
 from mutransfer.check.flow import SoftmaxScale
 from mutransfer.check.runs import Run
-from mutransfer.check.slopes import MARGIN, Runs, Slope
+from mutransfer.check.settings import Setting
+from mutransfer.check.slopes import MARGIN, Slope
 from mutransfer.rules.optimizers import Optimizer
 from mutransfer.rules.scale import Scale
 from mutransfer.rules.table import Parameterization, Role
@@ -38,31 +41,55 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What a check measured, to be judged as a whole.
+
+    Attributes:
+        slopes: exponents of own contributions.
+        softmax: effective softmax scales, where head_dim grows.
+        settings: eps and weight decay in the optimizer's groups.
+        odd: single blocks that are unlike their neighbours.
+        axis: what varies.
+    """
+
+    slopes: Sequence[Slope]
+    softmax: Sequence[Softmax] = ()
+    settings: Sequence[Setting] = ()
+    odd: Sequence[OddBlock] = ()
+    axis: AxisName = "width"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Pass when every interval lies inside the law's margin, fail when one lies wholly outside."""
+        exact = all(scale.holds for scale in self.softmax) and all(setting.holds for setting in self.settings)
+        if not exact or self.odd or any(slope.status == "outside" for slope in self.slopes):
+            return "fail"
+        return "pass" if self.slopes and all(slope.status == "inside" for slope in self.slopes) else "undecided"
+
+
+@dataclass(frozen=True)
 class Culprit:
     """A tensor (or attention) that breaks the law, and what to look at."""
 
     name: str
-    kind: Literal["init", "change", "softmax"]
+    kind: Literal["init", "change", "softmax", "eps", "decay"]
     measured: float
     expected: float
     look_at: str
 
 
-def judge(slopes: Sequence[Slope], softmax: Sequence[Softmax]) -> Verdict:
-    """Pass when every interval lies inside the law's margin, fail when one lies wholly outside."""
-    if any(not reading.holds for reading in softmax) or any(slope.status == "outside" for slope in slopes):
-        return "fail"
-    return "pass" if slopes and all(slope.status == "inside" for slope in slopes) else "undecided"
-
-
-def culprits(slopes: Sequence[Slope], softmax: Sequence[Softmax]) -> list[Culprit]:
+def culprits(found: Findings) -> list[Culprit]:
     """Whatever is wholly outside, the cause first.
 
     A wrong size at init travels forward into later contributions and changes, so if any init is outside, the farthest
-    of those is the cause (of several equally far the first in execution order), and changes are consequences.
+    of those is the cause (of several equally far the first in execution order), and changes are consequences. A wrong
+    lr shows in lr * eps and lr * decay too, so they come after it, and each row of the table once. Along a stack that
+    follows no law blocks drift apart, so a single one is only named where nothing else is.
     """
-    wrong = [Culprit(s.site, "softmax", s.measured, s.expected, _look_at_softmax(s)) for s in softmax if not s.holds]
-    outside = [slope for slope in slopes if slope.status == "outside"]
+    wrong = [
+        Culprit(s.site, "softmax", s.measured, s.expected, _look_at_softmax(s)) for s in found.softmax if not s.holds
+    ]
+    outside = [slope for slope in found.slopes if slope.status == "outside"]
     inits = [slope for slope in outside if slope.kind == "init"]
     changes = sorted((s for s in outside if s.kind == "change"), key=lambda s: -abs(s.off))
     if inits:
@@ -71,17 +98,45 @@ def culprits(slopes: Sequence[Slope], softmax: Sequence[Softmax]) -> list[Culpri
         rest = sorted((slope for slope in inits if slope not in tied), key=lambda slope: -abs(slope.off))
         inits = [*sorted(tied, key=lambda slope: slope.order), *rest]
     ordered = [*inits, *changes]
-    return wrong + [Culprit(s.name, s.kind, s.value, s.value - s.off, _look_at(s)) for s in ordered]
+    wrong += [Culprit(s.name, s.kind, s.value, s.value - s.off, _look_at(s, found.axis)) for s in ordered]
+    wrong += [Culprit(o.name, o.kind, o.octaves, 0.0, _look_at_block(o)) for o in found.odd if not outside]
+    return wrong + [Culprit(n, s.kind, s.measured, s.expected, _look_at_setting(s)) for n, s in _wrong(found.settings)]
 
 
-def _look_at(slope: Slope) -> str:
+def _wrong(settings: Sequence[Setting]) -> list[tuple[str, Setting]]:
+    """Of every row of the table and kind the first that is wrong: all blocks by their template, one by its own name."""
+    firsts: dict[tuple[str, str], Setting] = {}
+    right = {(s.pooled, s.kind) for s in settings if s.holds}
+    for setting in settings:
+        if not setting.holds:
+            firsts.setdefault((setting.group, setting.kind), setting)
+    return [(s.name if (s.pooled, s.kind) in right else s.pooled, s) for s in firsts.values()]
+
+
+def _look_at(slope: Slope, axis: AxisName) -> str:
     off = slope.off
     direction = "grows" if off > 0 else "shrinks"
     nearest = round(off * 2) / 2 or math.copysign(0.5, off)
     cell = "init std or forward multiplier" if slope.kind == "init" else "learning rate"
     return (
-        f"the {slope.role} row's {cell}: its own {'size at init' if slope.kind == 'init' else 'change'} {direction} "
-        f"by width^{off:+.2f} against the law, about what a factor wrong by width^{nearest:+g} does"
+        f"the {slope.group} row's {cell}: its own {'size at init' if slope.kind == 'init' else 'change'} {direction} "
+        f"by {axis}^{off:+.2f} against the law, about what a factor wrong by {axis}^{nearest:+g} does"
+    )
+
+
+def _look_at_block(odd: OddBlock) -> str:
+    what = "size at init" if odd.kind == "init" else "change"
+    return (
+        f"this block alone: its own {what} is {odd.octaves:+.2f} octaves off that of the blocks around it, and up to "
+        f"{odd.allowed:.2g} would be less than half of what an exponent wrong by 1/2 does"
+    )
+
+
+def _look_at_setting(setting: Setting) -> str:
+    name = "eps" if setting.kind == "eps" else "weight_decay"
+    return (
+        f"the {setting.group} row's {name}: in the optimizer's groups lr * {name} changes by {setting.measured:.4g} "
+        f"from the smallest size to the largest, and the law says {setting.expected:.4g}"
     )
 
 

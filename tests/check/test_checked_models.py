@@ -71,7 +71,7 @@ def test_a_factory_stays_what_it_is(models):
     ("given", "message"),
     [
         (nn.Linear(2, 2), r"Linear has no \.config"),
-        ({"width": 64}, "A dict cannot be built at several widths"),
+        ({"width": 64}, "A dict cannot be built at several sizes"),
     ],
 )
 def test_what_cannot_be_built_at_other_widths_is_refused(given, message):

@@ -13,7 +13,7 @@ import mutransfer as mt
 from mutransfer.check import runs
 from mutransfer.check.report import CoordReport
 from mutransfer.check.slopes import Slope
-from mutransfer.check.verdict import culprits, implied, judge
+from mutransfer.check.verdict import Findings, culprits, implied
 from mutransfer.errors import ConfigError, RuleError
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.scale import m_in, m_out
@@ -194,7 +194,7 @@ def slope(name: str, kind: str, value: float, order: int, *, law: float = 0.0, h
 def test_where_the_control_passes_too_nothing_is_decided(models, monkeypatch):
     """A check that cannot see a wrong rule says so instead of passing the right one."""
     blind = dataclasses.replace(mt.PARAMETERIZATIONS["mup"], name="sp")
-    monkeypatch.setattr("mutransfer.check.subjects.PARAMETERIZATIONS", {"sp": blind})
+    monkeypatch.setattr("mutransfer.check.setups.PARAMETERIZATIONS", {"sp": blind})
     report = mlp_check(models, "mup")
     assert (report.verdict, report.control.verdict, report.exit_code) == ("undecided", "pass", 3)
     assert "passes too" in report.reason
@@ -203,24 +203,24 @@ def test_where_the_control_passes_too_nothing_is_decided(models, monkeypatch):
 class TestVerdictAndCulprit:
     def test_pass_needs_every_interval_inside_and_fail_one_wholly_outside(self):
         good, open_, bad = (slope("w", "change", value, 0) for value in (0.1, 0.2, 0.4))
-        assert judge([good, good], []) == "pass"
-        assert judge([good, open_], []) == "undecided"
-        assert judge([good, open_, bad], []) == "fail"
-        assert judge([slope("w", "init", 0.0, 0, law=-0.5)], []) == "fail"  # shrinking too little counts as well
-        assert judge([], []) == "undecided"
+        assert Findings([good, good]).verdict == "pass"
+        assert Findings([good, open_]).verdict == "undecided"
+        assert Findings([good, open_, bad]).verdict == "fail"
+        assert Findings([slope("w", "init", 0.0, 0, law=-0.5)]).verdict == "fail"  # shrinking too little counts as well
+        assert Findings([]).verdict == "undecided"
 
     def test_a_wrong_init_is_the_cause_of_larger_changes(self):
-        found = culprits([slope("late", "change", 1.5, 9), slope("early", "init", 0.5, 1)], [])
+        found = culprits(Findings([slope("late", "change", 1.5, 9), slope("early", "init", 0.5, 1)]))
         assert [culprit.name for culprit in found] == ["early", "late"]
 
     def test_of_inits_equally_far_the_first_in_execution_order_is_the_cause(self):
-        found = culprits([slope("third", "init", 0.55, 3), slope("second", "init", 0.5, 2)], [])
+        found = culprits(Findings([slope("third", "init", 0.55, 3), slope("second", "init", 0.5, 2)]))
         assert found[0].name == "second"
-        found = culprits([slope("third", "init", 1.0, 3), slope("second", "init", 0.5, 2)], [])
+        found = culprits(Findings([slope("third", "init", 1.0, 3), slope("second", "init", 0.5, 2)]))
         assert found[0].name == "third"
 
     def test_with_clean_inits_the_farthest_change_is_the_cause(self):
-        found = culprits([slope("near", "change", -0.4, 1), slope("far", "change", -0.6, 5)], [])
+        found = culprits(Findings([slope("near", "change", -0.4, 1), slope("far", "change", -0.6, 5)]))
         assert [culprit.name for culprit in found] == ["far", "near"]
         assert "learning rate" in found[0].look_at
         assert "shrinks" in found[0].look_at

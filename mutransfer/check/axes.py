@@ -1,0 +1,164 @@
+"""What a check varies, width or depth: which tensors are pooled, and what every one of them is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+
+from mutransfer.check.runs import Run
+from mutransfer.check.shadow import Key, Use
+from mutransfer.planning.templates import Templates
+from mutransfer.rules.depth import DepthLaw, Place
+from mutransfer.rules.table import Law, Role
+
+AxisName = Literal["width", "depth"]
+Kind = Literal["init", "change"]
+Runs = Mapping[int, Sequence[Run]]
+"""Size -> one run per seed, the same number everywhere."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of one pooled use.
+
+    Attributes:
+        group: the row of the table: a role in a width check, a place in a depth check.
+        init: the exponent at init, or the ends of a range of them.
+        change: the exponent of its change.
+    """
+
+    group: Role | Place
+    init: tuple[float, float]
+    change: float
+
+    def exponent(self, kind: Kind, measured: float) -> float:
+        """Where a range is claimed, the exponent in it that is nearest to the measured one."""
+        low, high = self.init if kind == "init" else (self.change, self.change)
+        return min(max(measured, low), high)
+
+
+class Axis(Protocol):
+    """A size that varies, all others being held."""
+
+    @property
+    def name(self) -> AxisName: ...
+
+    def pooled(self, path: str) -> str:
+        """The name under which a parameter or module is measured together with others of its kind."""
+        ...
+
+    def claim(self, small: Use, large: Use, *, tied: bool) -> Claim:
+        """What is claimed of a use, as it is at the smallest and at the largest size.
+
+        `tied`: of a later use of a tensor that rows are looked up in.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class WidthAxis:
+    """Every parameter stands for itself and is held to its role's exponents.
+
+    Attributes:
+        law: of the table.
+        roles: glob over parameter names -> role, where the user knows better than the shapes.
+    """
+
+    law: Law
+    roles: Mapping[str, str]
+    name: AxisName = field(default="width", init=False)
+
+    def pooled(self, path: str) -> str:
+        return path
+
+    def claim(self, small: Use, large: Use, *, tied: bool) -> Claim:
+        """A tied readout meets its own rows in the residual stream: the logit of the token that was read keeps its
+        size, the others are noise. Their mix at init has an exponent anywhere from the readout's to the embedding's."""
+        role = self._role(small, large)
+        init = self.law.init[role]
+        highest = max(init, self.law.init[Role.INPUT]) if tied and role is Role.OUTPUT else init
+        return Claim(role, (init, highest), self.law.change[role])
+
+    def _role(self, small: Use, large: Use) -> Role:
+        """From what grows between the two widths; the user's word wins."""
+        for pattern, role in self.roles.items():
+            if fnmatchcase(small.parameter, pattern):
+                return Role(role)
+        if large.fan_in > small.fan_in:
+            return Role.HIDDEN if large.fan_out > small.fan_out else Role.OUTPUT
+        if large.fan_out > small.fan_out:
+            return Role.INPUT if large.fan_in > 1 or large.lookup else Role.VECTOR
+        return Role.SCALAR
+
+
+@dataclass(frozen=True)
+class DepthAxis:
+    """Parameters are pooled by template over the blocks of their stack, and held to their place's exponents.
+
+    Attributes:
+        law: of the depth table.
+        templates: how names are read.
+        places: template -> place; one that is missing is outside.
+    """
+
+    law: DepthLaw
+    templates: Templates
+    places: Mapping[str, Place]
+    name: AxisName = field(default="depth", init=False)
+
+    def pooled(self, path: str) -> str:
+        module, mark, number = path.partition("#")  # a module that adds several times has the number behind it
+        return self.templates.of(module) + mark + number
+
+    def claim(self, small: Use, large: Use, *, tied: bool) -> Claim:
+        place = self.places.get(self.pooled(small.parameter), Place.OUTSIDE)
+        init = self.law.init[place]
+        return Claim(place, (init, init), self.law.change[place])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How the uses of a check's runs are put together.
+
+    Attributes:
+        axis: what varies.
+        shared: parameters that are used more often at some sizes than at others, once per block: all their uses are
+            pooled too.
+    """
+
+    axis: Axis
+    shared: Container[str]
+
+    @classmethod
+    def of(cls, runs: Runs, axis: Axis) -> Pool:
+        one, other = (_counts(runs[size][0]) for size in (min(runs), max(runs)))
+        return cls(axis, {name for name in one if one[name] != other.get(name, one[name])})
+
+    def key(self, use: Use) -> Key:
+        return self.axis.pooled(use.parameter), 0 if use.parameter in self.shared else use.index
+
+    def firsts(self, run: Run) -> dict[Key, Use]:
+        """Of each pooled use the first in execution order."""
+        found: dict[Key, Use] = {}
+        for use in run.init.uses:
+            found.setdefault(self.key(use), use)
+        return found
+
+    def claims(self, runs: Runs) -> dict[Key, Claim]:
+        """Of every pooled use that the smallest and the largest size have."""
+        small, large = (self.firsts(runs[size][0]) for size in (min(runs), max(runs)))
+        looked_up = {name for (name, _), use in small.items() if use.lookup}
+        return {
+            key: self.axis.claim(use, large[key], tied=key[0] in looked_up)
+            for key, use in small.items()
+            if key in large
+        }
+
+
+def _counts(run: Run) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for use in run.init.uses:
+        counts[use.parameter] = counts.get(use.parameter, 0) + 1
+    return counts
