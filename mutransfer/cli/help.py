@@ -13,7 +13,10 @@ from mutransfer.sweep.compose import Composer, config_dir, flat_keys
 
 EXAMPLES = {
     "explain": ["mutransfer explain model=gpt model.width=1024 parameterization=mup"],
-    "check": ["mutransfer check model=gpt parameterization=mup 'widths=[64,128,256,512]'"],
+    "check": [
+        "mutransfer check model=gpt parameterization=mup 'widths=[64,128,256,512]'",
+        "mutransfer check model=gpt parameterization=completep model.width=64 'depths=[2,4,8,16]'",
+    ],
     "train": ["mutransfer train model=gpt model.width=1024 optimizer.lr=2**-8 resume=auto"],
     "sweep": [
         "mutransfer sweep model=gpt model.width=64,128,256 optimizer.lr=2**-10,2**-9,2**-8 seed=0,1",

@@ -1,4 +1,4 @@
-"""The coordinate check against width: own contributions as distance from their law, and below them activations."""
+"""The coordinate check against width or depth: own contributions as distance from their law, and below them activations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ HEADINGS = {
     ("change", False): "change of activation",
 }
 KINDS = ("init", "change")
-ROLES = ("input", "hidden", "output", "vector", "scalar")
-PLACES = {"model": "model output", "module": "module output", "stream": "residual stream", "logits": "attention logits"}
+GROUPS = {
+    "width": ("input", "hidden", "output", "vector", "scalar"),
+    "depth": ("outside", "inner", "terminal", "stream norm"),
+}
+SITES = {"model": "model output", "module": "module output", "stream": "residual stream", "logits": "attention logits"}
 NAMED = 4
 """Lines outside the law that are named in the legend."""
 FORMATS = (".png", ".svg", ".pdf")
@@ -36,8 +39,8 @@ class Curve:
     """One line of a panel.
 
     Attributes:
-        name, group: what it is, and the role or kind of place that gives its colour.
-        heights: octaves above the smallest width's size, less what the law says.
+        name, group: what it is, and the row of the table or kind of site that gives its colour.
+        heights: octaves above its size at the smallest width or depth, less what the law says.
         outside: whether its exponent is wholly outside the law.
     """
 
@@ -55,7 +58,7 @@ def curves_of(check: Mapping[str, Any], kind: str, *, judged: bool) -> list[Curv
         kind: "init" or "change".
         judged: parameters, as distance from their law; else activations.
     """
-    x = [math.log2(width) for width in check["widths"]]
+    x = [math.log2(size) for size in sizes_of(check)]
     curves = []
     for slope in check["slopes"]:
         if slope["kind"] != kind or (slope["what"] == "parameter") != judged:
@@ -69,8 +72,18 @@ def curves_of(check: Mapping[str, Any], kind: str, *, judged: bool) -> list[Curv
 
 def _group(slope: Mapping[str, Any]) -> str:
     if slope["what"] == "parameter":
-        return str(slope["role"])
+        return str(slope.get("place") or slope["role"])
     return "model" if slope["name"] == "(model)" else str(slope["what"])
+
+
+def axis_of(check: Mapping[str, Any]) -> str:
+    """What varies: "width" or "depth"."""
+    return str(check.get("axis", "width"))
+
+
+def sizes_of(check: Mapping[str, Any]) -> Sequence[int]:
+    sizes: Sequence[int] = check[f"{axis_of(check)}s"]
+    return sizes
 
 
 def coordinate_figure(check: Mapping[str, Any]) -> Figure:
@@ -84,18 +97,18 @@ def coordinate_figure(check: Mapping[str, Any]) -> Figure:
         panels = [curves_of(check, kind, judged=judged) for kind in KINDS]
         named = _named([curve for curves in panels for curve in curves])
         for one, kind, curves in zip(axes[row], KINDS, panels, strict=True):
-            _draw(one, check["widths"], curves, named, check["margin"] if judged else None)
+            _draw(one, sizes_of(check), curves, named, check["margin"] if judged else None)
             heading(one, HEADINGS[kind, judged])
         axes[row][0].set_ylabel("octaves off the law" if judged else "octaves", color=INK)
         _legend(axes[row][1], [curve for curves in panels for curve in curves], named)
     for one in axes[1]:
-        one.set_xlabel("width", color=INK)
+        one.set_xlabel(axis_of(check), color=INK)
     figure.subplots_adjust(left=0.08, right=0.73, top=0.89, bottom=0.08, hspace=0.24, wspace=0.08)
     return figure
 
 
-def _draw(axes: Axes, widths: Sequence[int], curves: Sequence[Curve], named: list[str], margin: float | None) -> None:
-    x = [math.log2(width) for width in widths]
+def _draw(axes: Axes, sizes: Sequence[int], curves: Sequence[Curve], named: list[str], margin: float | None) -> None:
+    x = [math.log2(size) for size in sizes]
     axes.grid(True, color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -126,15 +139,15 @@ def _named(curves: Sequence[Curve]) -> list[str]:
 
 
 def _colour(group: str) -> str:
-    known = ROLES if group in ROLES else tuple(PLACES)
+    known = next((groups for groups in (*GROUPS.values(), tuple(SITES)) if group in groups), ())
     return CATEGORIES[known.index(group)]
 
 
 def _legend(axes: Axes, curves: Sequence[Curve], named: list[str]) -> None:
     """Beside the panels: the groups by colour, then the named lines by marker."""
     groups = {curve.name: curve.group for curve in curves}
-    shown = [group for group in (*ROLES, *PLACES) if group in groups.values()]
-    handles = [Line2D([], [], color=_colour(g), linewidth=2, label=PLACES.get(g, g)) for g in shown]
+    shown = [group for group in (*GROUPS["width"], *GROUPS["depth"], *SITES) if group in groups.values()]
+    handles = [Line2D([], [], color=_colour(g), linewidth=2, label=SITES.get(g, g)) for g in shown]
     for name, marker in zip(named, MARKERS, strict=False):
         colour = _colour(groups[name])
         handles.append(Line2D([], [], color=colour, linewidth=2, marker=marker, label=_short(name)))

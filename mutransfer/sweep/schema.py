@@ -237,6 +237,7 @@ class TrainRoot(TrialRoot):
 @dataclass
 class CheckRoot(TrialRoot):
     widths: list[int]
+    depths: list[int] | None
     seeds: int
     steps: int
     lr: float | None
@@ -244,8 +245,9 @@ class CheckRoot(TrialRoot):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        several = len(set(self.widths)) >= 3 and all(width > 0 for width in self.widths)
-        require(several, f"widths={list(self.widths)}: at least three different widths are needed to fit a slope.")
+        for name, sizes in (("widths", self.widths), ("depths", self.depths)):
+            several = sizes is None or (len(set(sizes)) >= 3 and all(size > 0 for size in sizes))
+            require(several, f"{name}={list(sizes or ())}: at least three different {name} are needed to fit a slope.")
         require(self.seeds >= 2, f"seeds={self.seeds}: at least two seeds are needed for an interval.")
         require(self.steps >= 2, f"steps={self.steps}: the first step is not counted, so at least two are needed.")
         positive("", lr=self.lr)

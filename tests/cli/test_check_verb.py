@@ -71,6 +71,15 @@ def test_the_check_gets_what_the_config_says(given: dict[str, Any]) -> None:
     assert "batches" not in given
 
 
+def test_depths_vary_at_the_models_own_width(given: dict[str, Any]) -> None:
+    words = ["depths=[2,4,8]", "model.width=64", "parameterization=completep", "base_depth=2"]
+    main(["check", "run_dir=out", *words, *TINY])
+    assert (given["depths"], given["widths"], given["base_depth"]) == ([2, 4, 8], [64], 2)
+    assert [len(given["build"](64, depth).blocks) for depth in (2, 4)] == [2, 4]
+    saved = json.loads(Path("out/check.json").read_text())["settings"]
+    assert (saved["model.width"], saved["base_depth"], "model.depth" in saved) == (64, 2, False)
+
+
 def test_what_was_checked_is_saved_with_it(given: dict[str, Any]) -> None:
     main(["check", "run_dir=out", "model.depth=3", "base=16", "optimizer=sgd", "parameterization=mup-table3"])
     saved = json.loads(Path("out/check.json").read_text())["settings"]
@@ -103,6 +112,8 @@ def test_the_datas_own_batches_are_there_when_asked_for(given: dict[str, Any]) -
         (["widths=[64,128]"], "at least three different widths"),
         (["widths=[64,128,250]"], "model.width=250 must be a multiple of model.head_dim=16"),
         (["widths=64"], "widths"),
+        (["depths=[2,4]"], "at least three different depths"),
+        (["depths=[2,4,8]", "widths=[64,128,256]"], "both given"),
         (["seeds=1"], "at least two seeds"),
         (["steps=1"], "at least two are needed"),
         (["lr=0"], "lr=0.0: it must be greater than 0"),
