@@ -87,7 +87,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.HEADS, r"mamba_(n_heads|num_heads)|num_(self|cross)_attention_heads|index_n_heads|kv_n_heads"),
     (
         Kind.HEAD_DIM,
-        r"(.*_)?(head_dim|d_kv|kv_channels|d_head|dim_head|head_size|headdim|rotary_dim|mrope_section|key_dims?)",
+        r"(.*_)?(head_dim|d_kv|kv_channels|d_head|dim_head|head_size|headdim|rotary_dim|mrope_section|key_dims?|dim_bbox_projection)",
     ),
     (
         Kind.OUTWARD,
@@ -184,11 +184,20 @@ def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
             yield (*path, name)
 
 
+def unset_placeholders(config: Any, path: Path = ()) -> Iterator[Path]:
+    """Where a config leaves the id of the token out that stands for an image or a sound."""
+    for name, value in _items(config).items():
+        if _is_nested(value):
+            yield from unset_placeholders(value, (*path, name))
+        elif value is None and re.fullmatch(r"(image|video|audio)_token_(id|index)", name):
+            yield (*path, name)
+
+
 def _items(config: Any) -> dict[str, Any]:
     if isinstance(config, list | tuple):
         return {str(i): value for i, value in enumerate(config)}
     items = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
-    return {name: value for name, value in items.items() if isinstance(name, str) and not name.startswith("_")}
+    return {n: value for n, value in items.items() if isinstance(n, str) and (n[:1] != "_" or n == "_out_indices")}
 
 
 def _is_nested(value: Any) -> bool:

@@ -87,9 +87,10 @@ def _first_line(error: Exception) -> str:
 IDS = re.compile(r"(decoder_|encoder_|text_)?(input_ids)|attention_ids|input_tokens")
 IMAGES = re.compile(r"(\w+_)?pixel_values(_\w+)?|images?|pixel_values0")
 SOUND = re.compile(r"(audio_)?input_(values|features)|audio_values|waveform|spectrogram|input_audio_embeds")
+AUDIO_MASKS = re.compile(r"(input_features?|feature|audio)_(attention_)?mask")
 COMPANIONS = re.compile(
-    r"(image_)?grid_(thw|hw)|image_sizes|merge_sizes|mm_token_type_ids|bbox|spatial_shapes"
-    r"|pixel_attention_mask|(input_features?|feature|audio)_(attention_)?mask"
+    r"(image_)?grid_(thw|hw)|image_sizes|merge_sizes|mm_token_type_ids|bbox|spatial_shapes|pixel_attention_mask|"
+    + AUDIO_MASKS.pattern
 )
 SERIES = re.compile(r"past_values|past_time_features|past_observed_mask|values|inputs_embeds|states|actions")
 
@@ -111,9 +112,12 @@ class Maker:
     # What is given
 
     def drafts(self, *, whole: bool) -> Iterator[Draft]:
-        """Most arguments first, so that every tower is reached; then fewer."""
+        """Most arguments first, so that every tower is reached, then fewer; text alone first where it will do."""
         takes_media = bool(self.media)
-        for names in dict.fromkeys(self._choices()):
+        choices = dict.fromkeys(self._choices())
+        if not whole:  # what takes media as well has been tried; text alone comes first
+            choices = dict.fromkeys(sorted(choices, key=lambda names: bool(set(names) & set(self.media))))
+        for names in choices:
             if whole and takes_media and not set(names) & set(self.media):
                 continue
             images = range(IMAGE_LAYOUTS) if any(self._is_image(n) for n in names) else (0,)
@@ -123,14 +127,14 @@ class Maker:
 
     def _choices(self) -> Iterator[tuple[str, ...]]:
         required = [n for n, p in self.parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        media = list(self.media)
-        one_medium = media[:1]
+        media = sorted(self.media, key=lambda name: "video" in name)
         ids = [n for n in self.parameters if IDS.fullmatch(n)]
         main = [self.main] if self.main in self.parameters else []
         companions = [n for n in self.parameters if COMPANIONS.fullmatch(n)]
+        single = [[*required, *ids, medium, *self._beside(medium, companions)] for medium in media]
         for names in (
-            [*required, *ids, *one_medium, *companions],
-            [*required, *ids, *one_medium],
+            *single,
+            *([*required, *ids, medium] for medium in media),
             [*required, *ids, *media, *companions],
             [*required, *main, *companions],
             [*required, *main],
@@ -140,6 +144,11 @@ class Maker:
         ):
             if names:
                 yield tuple(sorted(set(names), key=list(self.parameters).index))
+
+    def _beside(self, medium: str, companions: Sequence[str]) -> list[str]:
+        """What belongs to an image, or to a sound, or to both."""
+        heard = bool(SOUND.fullmatch(medium))
+        return [n for n in companions if bool(AUDIO_MASKS.fullmatch(n)) == heard or n == "mm_token_type_ids"]
 
     def repairs(self, draft: Draft, message: str) -> Iterator[Draft]:
         """What a failure's words suggest: an argument that is missing, or a number of placeholder tokens."""
@@ -189,7 +198,7 @@ class Maker:
         if name == "pixel_attention_mask":
             shape = self._image_shape(draft)
             return torch.ones(shape[:2] if len(shape) == 3 else (shape[0], *shape[-2:]), dtype=torch.long)
-        if name.startswith(("input_feature", "feature", "audio")) and name.endswith("mask"):
+        if AUDIO_MASKS.fullmatch(name):
             return torch.ones(self.batch, max(self._sound_shape(draft)[1:]), dtype=torch.long)
         if name == "merge_sizes":
             return torch.tensor([self.size("spatial_merge_size", 1)])

@@ -20,6 +20,7 @@ from mutransfer.planning.fields import (
     mapped,
     numbers,
     primary_field,
+    unset_placeholders,
     with_values,
 )
 
@@ -61,6 +62,7 @@ ATTEMPTS = (
     Sizes(window=2, groups=4, patches=4),
     Sizes(width=128, patches=4),
     Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
+    Sizes(width=256, head_dim=64, patches=4, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
     Sizes(width=256, head_dim=128, patches=64, vocabulary=1024, positions=1024),
 )
@@ -134,9 +136,10 @@ def shrunk_values(config: Any, sizes: Sizes) -> dict[Path, Any]:
     values = {field.path: _simple(field, sizes) for field in fields}
     values |= _widths(config, fields, sizes)
     values |= _depths(fields, sizes)
-    values |= _token_ids(fields, sizes)
+    values |= _token_ids(config, fields, sizes)
+    values |= _stage_names(config, values)
     old = {field.path: field.value for field in fields}
-    changed = {path: value for path, value in values.items() if value is not None and value != old[path]}
+    changed = {path: value for path, value in values.items() if value is not None and value != old.get(path)}
     return changed | dict.fromkeys(cache_switches(config), False)
 
 
@@ -341,13 +344,29 @@ def _fewer_indices(value: Any, depth: int) -> Any:
     return type(value)(v for v in numbers if v < depth) or type(value)([depth - 1])
 
 
+def _stage_names(config: Any, values: Mapping[Path, Any]) -> dict[Path, Any]:
+    """A backbone that returns some layers keeps their indices beside their names, the first of them its input's."""
+    named: dict[Path, Any] = {}
+    for path, depth in values.items():
+        inner = _inner(config, path[:-1])
+        names, indices = (getattr(inner, name, None) for name in ("stage_names", "_out_indices"))
+        if names and indices and path[-1] == "num_hidden_layers" and inner.num_hidden_layers == len(names) - 1:
+            fewer = _fewer_indices(list(indices), depth + 1)
+            named[(*path[:-1], "stage_names")] = names[: depth + 1]
+            named[(*path[:-1], "_out_indices")] = fewer
+            named[(*path[:-1], "_out_features")] = [names[i] for i in fewer]
+    return named
+
+
 # Token ids
 
 
-def _token_ids(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
-    """Ids above the vocabulary become the highest ones in it: equal ones stay equal, different ones different."""
+def _token_ids(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
+    """Ids above the vocabulary become the highest ones in it: equal ones stay equal, different ones different. One that
+    stands for an image or a sound and is not set gets an id."""
     ids = sorted({v for f in fields if f.kind is Kind.TOKEN_ID for v in numbers(f.value) if v >= sizes.vocabulary // 2})
     taken = {v for f in fields if f.kind is Kind.TOKEN_ID for v in numbers(f.value) if v < sizes.vocabulary // 2}
     free = [i for i in range(sizes.vocabulary - 1, 0, -1) if i not in taken]
     moved = {v: free[i % len(free)] for i, v in enumerate(reversed(ids))}
-    return {f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID}
+    unset = {path: free[(len(ids) + i) % len(free)] for i, path in enumerate(unset_placeholders(config))}
+    return unset | {f.path: mapped(f.value, lambda v: moved.get(v, v)) for f in fields if f.kind is Kind.TOKEN_ID}

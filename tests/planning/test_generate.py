@@ -59,6 +59,11 @@ def test_images_among_text_get_their_placeholder_tokens() -> None:
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) > 0
 
 
+def test_text_alone_comes_first_where_it_will_do() -> None:
+    model = tiny(Ovis2Config, AutoModelForImageTextToText)
+    assert "pixel_values" not in inputs_of(model, whole=False)
+
+
 class Counting(nn.Module):
     """Takes ids and keeps those that it was given."""
 

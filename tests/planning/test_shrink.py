@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from mutransfer.errors import ShapeError
-from mutransfer.planning.fields import Kind, fields_of
+from mutransfer.planning.fields import Kind, fields_of, with_values
 from mutransfer.planning.shrink import ATTEMPTS, Sizes, shrink, shrunk_values
 from mutransfer.planning.widths import discover_widths
 
@@ -61,6 +61,25 @@ def test_one_layer_of_each_kind_is_kept() -> None:
     small = shrink(config, runs).config
     assert set(small.layer_types) == set(kinds)
     assert len(small.layer_types) == small.num_hidden_layers
+
+
+def test_a_backbone_returns_as_many_layers_as_before_by_their_names() -> None:
+    from transformers import DepthAnythingConfig
+
+    config = DepthAnythingConfig()
+    small = with_values(config, shrunk_values(config, Sizes())).backbone_config
+    assert len(small.out_features) == len(config.backbone_config.out_features) == 4
+    assert small.out_features == [small.stage_names[i] for i in small.out_indices]
+    assert len(small.stage_names) == small.num_hidden_layers + 1 == 5
+
+
+def test_a_placeholder_that_is_not_set_gets_an_id_of_its_own() -> None:
+    from transformers import Blip2Config
+
+    assert Blip2Config().image_token_id is None
+    small = with_values(Blip2Config(), shrunk_values(Blip2Config(), Sizes()))
+    special = {small.text_config.bos_token_id, small.text_config.eos_token_id, small.text_config.pad_token_id}
+    assert small.image_token_id in set(range(1, 128)) - special
 
 
 def test_two_towers_are_divided_each_by_its_own() -> None:
