@@ -21,7 +21,8 @@ class Kind(StrEnum):
     LAYER_LIST = "per layer"
     LAYER_INDEX = "layer index"
     PERIOD = "period of layers"
-    DENSE_LAYERS = "layers that are dense or shared"
+    DENSE_LAYERS = "layers that are dense"
+    SHARED_LAYERS = "layers that share another's keys"
     VOCAB = "vocabulary"
     TOKEN_ID = "token id"
     EXPERTS = "experts"
@@ -59,7 +60,8 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.DEPTH, r"(.*_)?num_(encoder|decoder|adapter|lstm|dec|attention|spatial|temporal|auxiliary)_layers"),
     (Kind.DEPTH, r"d|block_config"),
     (Kind.DEPTH, r"n_(input|output|recurrent)_layers|blocks_per_stage|block_repeats|(c2f|csp)_num_blocks"),
-    (Kind.DENSE_LAYERS, r"first_k_dense_replace|num_dense_layers|num_kv_shared_layers|max_window_layers"),
+    (Kind.DENSE_LAYERS, r"first_k_dense_replace|num_dense_layers|max_window_layers"),
+    (Kind.SHARED_LAYERS, r"num_kv_shared_layers"),
     (Kind.DENSE_LAYERS, r"num_(first|last)_full_attention_layers|moe_layer_(start|end)_index|num_global_layers"),
     (Kind.LAYER_LIST, r"(.*_)?(layer_types|layers?_block_type|block_types|indexer_types|no_rope_layers)"),
     (Kind.LAYER_LIST, r"(.*_)?(.*_per_layer|attn_layers|attention_layers|layers_types|mlp_layer_types)"),
@@ -161,7 +163,7 @@ def kind_of(name: str, aliases: tuple[str, ...] = ()) -> Kind | None:
 
 def fields_of(config: Any, path: Path = ()) -> Iterator[Field]:
     """The fields of a config and of the configs inside it, those in lists too, whose kind is known."""
-    own = _items(config)
+    own = items_of(config)
     aliases = getattr(config, "attribute_map", None) or {}
     for name, value in own.items():
         here = (*path, name)
@@ -177,7 +179,7 @@ def fields_of(config: Any, path: Path = ()) -> Iterator[Field]:
 
 def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
     """Where the config says that decoding keeps a cache, which training does not."""
-    for name, value in _items(config).items():
+    for name, value in items_of(config).items():
         if _is_nested(value):
             yield from cache_switches(value, (*path, name))
         elif name == "use_cache" and value:
@@ -186,14 +188,15 @@ def cache_switches(config: Any, path: Path = ()) -> Iterator[Path]:
 
 def unset_placeholders(config: Any, path: Path = ()) -> Iterator[Path]:
     """Where a config leaves the id of the token out that stands for an image or a sound."""
-    for name, value in _items(config).items():
+    for name, value in items_of(config).items():
         if _is_nested(value):
             yield from unset_placeholders(value, (*path, name))
         elif value is None and re.fullmatch(r"(image|video|audio)_token_(id|index)", name):
             yield (*path, name)
 
 
-def _items(config: Any) -> dict[str, Any]:
+def items_of(config: Any) -> dict[str, Any]:
+    """What a config, or a list of configs, holds."""
     if isinstance(config, list | tuple):
         return {str(i): value for i, value in enumerate(config)}
     items = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
@@ -231,7 +234,7 @@ def depth_fields(config: Any) -> list[Field]:
 
 def primary_field(config: Any) -> str | None:
     """The name of a config's own width; None where it has none."""
-    own = _items(config)
+    own = items_of(config)
     return next((name for name in PRIMARY if name in own and _is_size(own[name]) and own[name]), None)
 
 

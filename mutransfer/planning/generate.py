@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:160] if lines else "no message"
 
 
-IDS = re.compile(r"(decoder_|encoder_|text_)?(input_ids)|attention_ids|input_tokens")
+IDS = re.compile(r"(\w+_)?input_ids|attention_ids|input_tokens")
 IMAGES = re.compile(r"(\w+_)?pixel_values(_\w+)?|images?|pixel_values0")
 SOUND = re.compile(r"(audio_)?input_(values|features)|audio_values|waveform|spectrogram|input_audio_embeds")
 AUDIO_MASKS = re.compile(r"(input_features?|feature|audio)_(attention_)?mask")
@@ -133,9 +133,11 @@ class Maker:
         companions = [n for n in self.parameters if COMPANIONS.fullmatch(n)]
         single = [[*required, *ids, medium, *self._beside(medium, companions)] for medium in media]
         for names in (
-            *single,
-            *([*required, *ids, medium] for medium in media),
+            *single[:1],
+            *([*required, *ids, medium] for medium in media[:1]),
             [*required, *ids, *media, *companions],
+            *single[1:],
+            *([*required, *ids, medium] for medium in media[1:]),
             [*required, *main, *companions],
             [*required, *main],
             [*required, *ids],
@@ -199,7 +201,9 @@ class Maker:
             shape = self._image_shape(draft)
             return torch.ones(shape[:2] if len(shape) == 3 else (shape[0], *shape[-2:]), dtype=torch.long)
         if AUDIO_MASKS.fullmatch(name):
-            return torch.ones(self.batch, max(self._sound_shape(draft)[1:]), dtype=torch.long)
+            shape = self._sound_shape(draft)
+            frames = shape[-2] if len(shape) > 2 and draft.size == shape[-1] else max(shape[1:])
+            return torch.ones(self.batch, frames, dtype=torch.long)
         if name == "merge_sizes":
             return torch.tensor([self.size("spatial_merge_size", 1)])
         return self._of_tokens(name, draft, generator)
@@ -267,7 +271,8 @@ class Maker:
 
     def _sound_shape(self, draft: Draft) -> tuple[int, ...]:
         """Spectrograms with either dimension first, and waves."""
-        names = ("num_mel_bins", "n_mel_bins", "num_mels", "feature_size", "input_feat_per_channel", "input_dim")
+        names = ("num_mel_bins", "n_mel_bins", "num_mels", "feature_size", "input_feat_per_channel", "input_dim",
+                 "input_size")  # fmt: skip
         bins = draft.size or next((self.size(name, 0) for name in names if self.size(name, 0)), 80)
         frames = 2 * self.size("max_source_positions", 16)
         length = self.size("max_length", 64)

@@ -17,6 +17,7 @@ from mutransfer.planning.fields import (
     cache_switches,
     fields_of,
     inside,
+    items_of,
     mapped,
     numbers,
     primary_field,
@@ -35,6 +36,7 @@ class Sizes:
     Attributes:
         width, head_dim: of its widest part and of its heads.
         depth: layers of a stack, and the most that it keeps where layers differ in kind.
+        stage_depth: layers of a stage, where there are more than two.
         vocabulary, experts, positions, queries: at most.
         patches: an image's side in patches.
         window, groups: at most, where windows must fit the image and groups the channels.
@@ -45,6 +47,7 @@ class Sizes:
     head_dim: int = 16
     depth: int = 2
     most_layers: int = 4
+    stage_depth: int = 1
     vocabulary: int = 128
     experts: int = 4
     positions: int = 128
@@ -60,13 +63,15 @@ ATTEMPTS = (
     Sizes(patches=4),
     Sizes(apart=False),
     Sizes(window=2, groups=4, patches=4),
-    Sizes(width=128, patches=4),
+    Sizes(width=128, patches=4, stage_depth=3),
     Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=64, patches=4, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
     Sizes(width=256, head_dim=128, patches=64, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
+MOST_STAGES = 6
+"""A longer list has an entry per layer."""
 MOST_REPAIRS = 6
 """How many groups of fields are left as they were, by what the failures name, before an attempt is given up."""
 
@@ -136,6 +141,7 @@ def shrunk_values(config: Any, sizes: Sizes) -> dict[Path, Any]:
     values = {field.path: _simple(field, sizes) for field in fields}
     values |= _widths(config, fields, sizes)
     values |= _depths(fields, sizes)
+    values |= _per_layer(config, fields, values)
     values |= _token_ids(config, fields, sizes)
     values |= _stage_names(config, values)
     old = {field.path: field.value for field in fields}
@@ -157,6 +163,7 @@ def _simple(field: Field, sizes: Sizes) -> Any:
         Kind.EXPERT_GROUPS: 1,
         Kind.PERIOD: 2,
         Kind.DENSE_LAYERS: 1,
+        Kind.SHARED_LAYERS: 0,  # a layer of every kind that they read is more than a small stack may have
     }
     limit = limits.get(field.kind)
     return None if limit is None else mapped(field.value, lambda size: min(size, limit))
@@ -296,7 +303,7 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
         stages = _stages(here)
         for field in here:
             if field.kind is Kind.DEPTH and (isinstance(field.value, list | tuple) or field.value not in stages):
-                values[field.path] = _fewer_layers(field.value, len(kept))
+                values[field.path] = _fewer_layers(field.value, len(kept), sizes)
         for field in lists:
             length = len(field.value)
             chosen = [i for i in kept if i < length] if length > len(kept) else range(length)
@@ -306,16 +313,32 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
     return values
 
 
+def _per_layer(config: Any, fields: Sequence[Field], values: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Every other list with an entry per layer, cut with the number of layers: a width of each, say."""
+    cut: dict[Path, Any] = {}
+    for field in fields:
+        fewer = values.get(field.path)
+        if field.kind is not Kind.DEPTH or not isinstance(fewer, int) or fewer >= field.value:
+            continue
+        for name, own in items_of(_inner(config, field.owner)).items():
+            path = (*field.owner, name)
+            value = values.get(path) or own
+            if isinstance(value, list | tuple) and len(value) == field.value > MOST_STAGES:
+                cut[path] = type(value)(value[:fewer])
+    return cut
+
+
 def _stages(fields: Sequence[Field]) -> set[int]:
     """Lengths of lists with an entry per stage: a number of layers that equals one counts stages."""
     kinds = (Kind.WIDTH, Kind.DEPTH, Kind.HEADS)
-    return {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple) and len(f.value) > 1}
+    lengths = {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple)}
+    return {length for length in lengths if 1 < length <= MOST_STAGES}
 
 
-def _fewer_layers(value: Any, depth: int) -> Any:
-    """At most `depth`; in many stages, one layer each."""
+def _fewer_layers(value: Any, depth: int, sizes: Sizes) -> Any:
+    """At most `depth`; in many stages, fewer."""
     if isinstance(value, list | tuple) and len(value) > 2:
-        return mapped(value, lambda v: min(v, 1))
+        return mapped(value, lambda v: min(v, sizes.stage_depth))
     return mapped(value, lambda v: min(v, depth))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class Widths:
 def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> Widths:
     """The fields that make a model wider, so that every size grows as a*k + b; nothing takes memory.
 
-    Where a model multiplies its heads into its widths by itself, the heads are left alone.
+    Where a model multiplies its heads into its widths by itself, the heads are left alone; where it multiplies two
+    widths, the one of them without which the fewest matrices never grow.
 
     Raises:
         ShapeError: nothing grows, or not evenly; it carries the first failure.
@@ -54,11 +56,21 @@ def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> 
         except Exception as error:  # whatever a foreign constructor raises
             failure = failure or error
     if isinstance(failure, MutransferError):
+        fewer = list(_without_one(config, build, fields))
+        if fewer:
+            return min(fewer, key=lambda found: len(found.never))
         raise failure
     raise ShapeError(
         f"{type(config).__name__} cannot be built wider ({type(failure).__name__}: {failure}). "
         "Give factory=, a function from width to model."
     ) from failure
+
+
+def _without_one(config: Any, build: Build, fields: Sequence[Field]) -> Iterator[Widths]:
+    """What is proven with one width left as it is."""
+    for left in [field for field in fields if field.kind is Kind.WIDTH]:
+        with suppress(Exception):  # whatever a foreign constructor raises
+            yield _proven(config, build, [field for field in fields if field is not left])
 
 
 def _proven(config: Any, build: Build, fields: Sequence[Field]) -> Widths:

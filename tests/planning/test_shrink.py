@@ -63,6 +63,23 @@ def test_one_layer_of_each_kind_is_kept() -> None:
     assert len(small.layer_types) == small.num_hidden_layers
 
 
+def test_every_list_with_an_entry_per_layer_is_cut_with_the_layers() -> None:
+    from transformers import Gemma3nTextConfig
+
+    config = Gemma3nTextConfig()
+    small = with_values(config, shrunk_values(config, Sizes()))
+    lengths = {len(own) for own in (small.layer_types, small.intermediate_size, small.activation_sparsity_pattern)}
+    assert lengths == {small.num_hidden_layers}
+
+
+def test_where_two_widths_are_multiplied_one_of_them_is_left() -> None:
+    def product(config: Any) -> torch.nn.Module:
+        return torch.nn.Linear(config.hidden_size * config.intermediate_size, config.hidden_size)
+
+    widths = discover_widths(LlamaConfig(hidden_size=8, intermediate_size=16, num_attention_heads=1), product)
+    assert "intermediate_size" not in {field.name for field in widths.fields}
+
+
 def test_a_backbone_returns_as_many_layers_as_before_by_their_names() -> None:
     from transformers import DepthAnythingConfig
 
