@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import MutransferError, ShapeError
-from mutransfer.planning.fields import Field, HeadScaling, Kind, scaled_value, width_fields, with_values
+from mutransfer.planning.fields import PRIMARY, Field, HeadScaling, Kind, scaled_value, width_fields, with_values
 from mutransfer.planning.sizes import Shapes, compare, shapes_of, without_memory
 
 Build = Callable[[Any], nn.Module]
@@ -67,8 +67,8 @@ def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> 
 
 
 def _without_one(config: Any, build: Build, fields: Sequence[Field]) -> Iterator[Widths]:
-    """What is proven with one width left as it is."""
-    for left in [field for field in fields if field.kind is Kind.WIDTH]:
+    """What is proven with one width left as it is, a config's own last."""
+    for left in sorted((field for field in fields if field.kind is Kind.WIDTH), key=lambda f: f.name in PRIMARY):
         with suppress(Exception):  # whatever a foreign constructor raises
             yield _proven(config, build, [field for field in fields if field is not left])
 
