@@ -49,7 +49,10 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
     (Kind.FIXED, r"in_chans|input_channels|(num_input|output_num|post_conv_in)_channels|head_out_channels"),
-    (Kind.FIXED, r"(.*_)?(state|act|action|mel|patch|feat|pos|query|atom_feature|bbox|projection_input)_dim"),
+    (
+        Kind.FIXED,
+        r"(.*_)?(state|act|action|mel|patch|feat|pos|query|atom_feature|bbox|projection_input|keypoint_decoder)_dim",
+    ),
     (
         Kind.FIXED,
         r"(model_in|input)_dim|feature_size|(max|min)_depth|base_width|index_head_dim|fine_matching_slice_dim",

@@ -308,7 +308,7 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
             length = len(field.value)
             chosen = [i for i in kept if i < length] if length > len(kept) else range(length)
             values[field.path] = type(field.value)(field.value[i] for i in chosen)
-        for field in indices:
+        for field in (f for f in indices if f.name != "_out_indices"):  # goes with its names, below
             values[field.path] = _fewer_indices(field.value, len(kept))
     return values
 

@@ -81,13 +81,15 @@ def test_where_two_widths_are_multiplied_one_of_them_is_left() -> None:
 
 
 def test_a_backbone_returns_as_many_layers_as_before_by_their_names() -> None:
-    from transformers import DepthAnythingConfig
+    from transformers import BitConfig, DepthAnythingConfig
 
     config = DepthAnythingConfig()
     small = with_values(config, shrunk_values(config, Sizes())).backbone_config
     assert len(small.out_features) == len(config.backbone_config.out_features) == 4
     assert small.out_features == [small.stage_names[i] for i in small.out_indices]
     assert len(small.stage_names) == small.num_hidden_layers + 1 == 5
+    stages = BitConfig(out_indices=[4])
+    assert with_values(stages, shrunk_values(stages, Sizes())).out_indices == [4]
 
 
 def test_a_placeholder_that_is_not_set_gets_an_id_of_its_own() -> None:
