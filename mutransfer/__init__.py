@@ -19,6 +19,7 @@ _HOME = {
     "OPTIMIZERS": "mutransfer.rules.optimizers",
     "Parameterization": "mutransfer.rules.table",
     "Role": "mutransfer.rules.table",
+    "check_schedule": "mutransfer.integrations",
     "coord_check": "mutransfer.check",
     "transfer_hyperparameters": "mutransfer.transfer",
     "MutransferError": "mutransfer.errors",

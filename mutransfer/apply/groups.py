@@ -35,7 +35,8 @@ def param_groups(
 ) -> list[Group]:
     """Groups for `torch.optim`, one per distinct (lr, eps, weight decay), each with its `param_names`.
 
-    Every group carries its own lr, eps and weight decay, so the optimizer's defaults do not apply to them.
+    Every group carries its own lr, eps and weight decay, so the optimizer's defaults do not apply to them, and its lr
+    once more as `planned_lr`: what schedules and checkpoints leave alone.
 
     Args:
         model: the planned model, wrapped or sharded or not.
@@ -113,7 +114,7 @@ def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]
             if has_eps:
                 scaled["eps"] = values["eps"] * line.eps
             rest = {k: v for k, v in values.items() if k not in ("params", "param_names", "eps")}
-            merged[key] = {"params": [], "param_names": [], **rest, **scaled}
+            merged[key] = {"params": [], "param_names": [], **rest, **scaled, "planned_lr": float(scaled["lr"])}
         merged[key]["params"].append(tensor)
         merged[key]["param_names"].append(line.name)
     return list(merged.values())
