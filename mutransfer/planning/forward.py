@@ -18,8 +18,8 @@ from mutransfer.planning.ops import VIEWS, Op, Trace
 from mutransfer.planning.sites import AttentionSite, attention_sites, normalizes, scalar_of
 from mutransfer.planning.stacks import Stacks
 
-_WHOLE = {"mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm", "embedding", "index", "index_select", "mul",
-          "native_layer_norm", "_fused_rms_norm"}  # fmt: skip
+_WHOLE = {"mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm", "embedding", "index", "index_select", "mul", "mv",
+          "dot", "native_layer_norm", "_fused_rms_norm"}  # fmt: skip
 """Ops of which the result is proportional to the parameters that they read, taken together."""
 _ROWS_TIMES_COLUMNS = {"mm": (0, 1), "bmm": (0, 2), "addmm": (1, 1), "baddbmm": (1, 2), "dot": (0, 0), "mv": (0, 1)}
 """Op -> the operand and its dimension that is summed over."""
@@ -192,6 +192,8 @@ def _made_of(trace: Trace, value: int, factor: float) -> Mapping[str, int] | str
         return "" if producer.shifted or not whole else made
     if producer.static:
         return "harmless"
+    if producer.name == "sum" and (summed := _contracted_by(trace, producer)):
+        return summed
     if producer.name == "sum":
         return "harmless" if math.isclose(factor * _gone_over(producer.shapes[0], producer.result_shapes[0]), 1) else ""
     if producer.name in ("div", "mul") and (kind := normalizes(trace, producer)):
@@ -200,6 +202,16 @@ def _made_of(trace: Trace, value: int, factor: float) -> Mapping[str, int] | str
     if producer.name not in VIEWS and not _masks(trace, producer):
         return ""
     return _made_of(trace, producer.inputs[0], factor)
+
+
+def _contracted_by(trace: Trace, op: Op) -> Mapping[str, int]:
+    """The parameters that a sum contracts which they were multiplied for: (h * v).sum(-1) is h @ v."""
+    index = trace.index(op)
+    return {
+        name: index
+        for name, uses in trace.uses.items()
+        if any(use.op == index and use.kind == "contraction" for use in uses)
+    }
 
 
 def _gone_over(whole: Sequence[int], reduced: Sequence[int]) -> int:

@@ -107,7 +107,7 @@ class _Placer:
     def place_correction(self, correction: Correction, roles: Mapping[str, Assignment]) -> None:
         """Parameters carry the inverse of a constant. Of a tied tensor only the use that is multiplied does: its
         readout through the multiplier there, its lookup through the tensor, which gives it back as a readout."""
-        uses = {name: len(self.trace.uses[name]) for name in correction.parameters}
+        uses = {name: _times_used(self.trace, name) for name in correction.parameters}
         shared = [n for n, op in correction.parameters.items() if uses[n] > 1 and (op < 0 or not roles[n].readouts)]
         if self.options.init == "keep" or shared:
             reason = f"{shared[0]!r} is used elsewhere too" if shared else "values are kept"
@@ -211,6 +211,11 @@ class _Placer:
                 )
             self.result.swaps.append(SwapPlan(module, "weight", multiplier, "module"))
         self.result.explain(name, f"as readout multiplied by {multiplier:.4g} in the forward pass ({reason})")
+
+
+def _times_used(trace: Trace, name: str) -> int:
+    """A factor beside an activation that is then summed, (h * v).sum(-1), is used once: the sum does not hold it."""
+    return sum(use.op < 0 or name in trace.ops[use.op].parameters.values() for use in trace.uses[name])
 
 
 def _own_multiplier(options: Options, role: Assignment, constant: bool) -> float:

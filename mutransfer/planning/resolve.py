@@ -16,13 +16,13 @@ from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depth import Factors, plan_depth
 from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
-from mutransfer.planning.inputs import find_inputs
+from mutransfer.planning.inputs import find_trace
 from mutransfer.planning.laws import Law, untouched_rng
 from mutransfer.planning.layers import with_declared_uses
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
-from mutransfer.planning.roles import NOT_REACHED, Assignment, assign_roles
+from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.trace import evaluating, trace
 from mutransfer.planning.trace_base import BaseTrace, trace_base
 from mutransfer.rules.table import Parameterization, Role, Row
@@ -67,10 +67,12 @@ def _resolve(
     known: Base,
     example_inputs: Any,
 ) -> PlanData:
-    inputs = find_inputs(model, example_inputs)
-    traced = with_declared_uses(trace(model, inputs), model)
+    inputs, found = find_trace(model, example_inputs)
+    traced = with_declared_uses(found, model)
     check_patterns(options.hyperparameters, traced.uses)
-    roles = assign_roles(known.dims, traced, options.roles, strict=options.strict)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    untouched = frozen if options.init == "keep" else set()
+    roles = assign_roles(known.dims, traced, options.roles, strict=options.strict, untouched=untouched)
     own = forward_of(traced)
     base = _trace_base(known, inputs, own, options)
     depth = plan_depth(known, traced, base, options)
@@ -84,7 +86,6 @@ def _resolve(
         model, traced, roles, known.laws, options, attention.query_folds, corrections, branches
     )
     aliases = _aliases(model)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     lines = tuple(
         dataclasses.replace(
             _line(name, roles[name], factors[name], known, placement, options),
@@ -114,12 +115,14 @@ def _resolve(
 
 
 def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
-    """A weight that is normalized in the forward pass does not feel a factor on it."""
+    """A weight that is normalized in the forward pass does not feel a factor on it; a user who names its role knows."""
     for line in lines:
-        if line.name in traced.normalized and (line.init_factor, line.fold, line.multiplier) != (1.0, 1.0, 1.0):
+        unknown = line.name in traced.normalized and GIVEN not in line.why
+        if unknown and (line.init_factor, line.fold, line.multiplier) != (1.0, 1.0, 1.0):
             raise RoleError(
-                f"{line.name!r} is normalized in the forward pass, so the factor that it needs would do "
-                "nothing. Take the normalization (weight_norm, spectral_norm) off this layer."
+                f"{line.name!r} is normalized in the forward pass, so the factor that it needs would do nothing. Take "
+                "the normalization (weight_norm, spectral_norm) off this layer, or say that the factor is wanted: "
+                f"roles={{{line.name!r}: {line.role.value!r}}}."
             )
 
 

@@ -16,6 +16,8 @@ from mutransfer.rules.table import Role
 
 NOT_REACHED = "not reached by the example inputs, taken from its layer"
 """In the reason of a parameter that the traced forward pass does not use."""
+GIVEN = "as given by roles="
+"""The reason of a parameter whose role the user gave."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ class Assignment:
 
 
 def assign_roles(
-    dims: Mapping[str, tuple[Dim, ...]], trace: Trace, patterns: Mapping[str, str], *, strict: bool
+    dims: Mapping[str, tuple[Dim, ...]],
+    trace: Trace,
+    patterns: Mapping[str, str],
+    *,
+    strict: bool,
+    untouched: Collection[str] = (),
 ) -> dict[str, Assignment]:
     """Every parameter's role, keyed by name.
 
@@ -53,6 +60,7 @@ def assign_roles(
         trace: of the model.
         patterns: the user's own roles, glob -> role; a later pattern wins.
         strict: raise where a role cannot be proven; else take what the sizes suggest and say so.
+        untouched: parameters that are neither written nor trained: their roles need no proof.
 
     Raises:
         RoleError: no proof, or a pattern that matches nothing.
@@ -64,7 +72,11 @@ def assign_roles(
     assigned = {}
     for name, uses in trace.uses.items():
         forced = name in given
-        own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses, strict)
+        idle = name in untouched
+        strictly = strict and not idle
+        own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses, strictly)
+        if idle and not forced:
+            own = replace(own, why="frozen and kept as it is: nothing is done to it")
         assigned[name] = replace(own, outermost=_outermost(own.role, uses, first, last, biases))
     return assigned
 
@@ -204,7 +216,7 @@ def _forced(name: str, dims: Sequence[Dim], uses: Sequence[Use], role: Role) -> 
     growing = frozenset(i for i, dim in enumerate(dims) if dim.grows)
     tied = role is Role.INPUT and any(use.kind == "lookup" for use in uses)
     readouts = [use for use in uses if use.kind == "contraction" and growing & use.contracted] if tied else []
-    return replace(_assignment(role, dims, contracted, uses, "as given by roles="), readouts=tuple(readouts))
+    return replace(_assignment(role, dims, contracted, uses, GIVEN), readouts=tuple(readouts))
 
 
 def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignment:
@@ -224,7 +236,10 @@ def _unproven(name: str, dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]
     shape = "x".join(str(dim.size) for dim in dims)
     axes = ", ".join(map(str, sorted(growing)))
     matrix = sum(dim.size > 1 for dim in dims) > 1
+    summed = any(use.kind == "opaque" for use in uses)
     suggestion = "hidden" if len(growing) > 1 else "input' or 'output" if matrix else "vector"
+    if suggestion == "vector" and summed:
+        suggestion = "vector' or 'output"
     return (
         f"The role of {name!r} ({shape}, dimensions {axes} grow with width) cannot be proven: it is "
         f"{_in_words(uses)}. Say what it is with roles={{{name!r}: '{suggestion}'}} "

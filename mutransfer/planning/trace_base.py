@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mutransfer.errors import MutransferError
-from mutransfer.planning.inputs import find_inputs
+from mutransfer.planning.inputs import find_trace
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.rebuild import Build
 from mutransfer.planning.sizes import without_memory
@@ -37,5 +37,5 @@ def trace_base(build: Build, inputs: Any, *, evaluated: bool) -> BaseTrace:
     try:
         return BaseTrace(trace(base, inputs, build=build), inputs)
     except MutransferError:
-        own = find_inputs(base, None)
-        return BaseTrace(trace(base, own, build=build), own)
+        own, traced = find_trace(base, None, build=build)
+        return BaseTrace(traced, own)

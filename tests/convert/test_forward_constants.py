@@ -242,3 +242,25 @@ def test_an_embedding_with_a_padding_row_is_fresh_however_few_its_rows() -> None
     model = made(64)
     mt.parameterize(model, "mup", base=16, factory=made, example_inputs=torch.ones(1, 8, dtype=torch.long))
     assert not model[0].weight[0].any()
+
+
+class Averaged(nn.Module):
+    """A readout written as a sum of products, divided by the width or not."""
+
+    def __init__(self, width: int, power: float) -> None:
+        super().__init__()
+        self.inner, self.v, self.divisor = nn.Linear(4, width), nn.Parameter(torch.randn(width)), width**power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) * self.v).sum(-1) / self.divisor
+
+
+@pytest.mark.parametrize(("power", "lr"), [(0.0, 1 / 4), (0.5, 1 / 2), (1.0, 1.0)])
+def test_a_readout_that_is_averaged_by_hand_is_scaled_once(power: float, lr: float) -> None:
+    """Table 8's readout is multiplied by 1/m_in, folded: the lr too. A division by the width has done it already."""
+
+    def factory(width: int) -> nn.Module:
+        return Averaged(width, power)
+
+    plan = mt.plan(factory(64), "mup", base=16, factory=factory, example_inputs=torch.zeros(2, 4))
+    assert (plan["v"].role.value, plan["v"].lr) == ("output", pytest.approx(lr))

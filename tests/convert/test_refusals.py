@@ -180,3 +180,40 @@ def test_a_converted_model_is_not_even_planned_for():
     mt.parameterize(model, "mup", base=16, factory=mlp, form="explicit")
     with pytest.raises(AlreadyParameterizedError, match="already carries plan 'mup'"):
         mt.plan(model, "mup", base=16, factory=mlp)
+
+
+# --- what nothing is done to needs no proof ----------------------------------------------------------------------
+
+
+class WithAMixedMatrix(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, width)
+        self.mixed = nn.Parameter(torch.randn(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.mixed.cumsum(0)[0]
+
+
+def test_a_frozen_and_kept_parameter_needs_no_role():
+    model = WithAMixedMatrix(32)
+    options = {"base": 16, "factory": WithAMixedMatrix, "example_inputs": torch.zeros(2, 4)}
+    model.mixed.requires_grad_(False)
+    plan = mt.plan(model, "mup", init="keep", **options)
+    assert "nothing is done to it" in plan["mixed"].why
+    with pytest.raises(RoleError, match="The role of 'mixed'"):
+        mt.plan(model, "mup", **options)
+    model.mixed.requires_grad_(True)
+    with pytest.raises(RoleError, match="The role of 'mixed'"):
+        mt.plan(model, "mup", init="keep", **options)
+
+
+def test_the_users_word_settles_a_normalized_weight():
+    def make(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.utils.parametrizations.spectral_norm(nn.Linear(width, 2)))
+
+    options = {"base": 16, "factory": make, "example_inputs": torch.zeros(2, 4)}
+    name = "1.parametrizations.weight.original"
+    with pytest.raises(RoleError, match=r"is normalized .* roles="):
+        mt.plan(make(32), "mup", **options)
+    assert mt.plan(make(32), "mup", roles={name: "output"}, **options)[name].role.value == "output"
