@@ -22,7 +22,7 @@ REDRAW_SECONDS = 0.5
 
 
 class SweepProgress:
-    """Follows a sweep: counts, time left, and the best learning rate so far per parameterization and width.
+    """Follows a sweep: counts, time left, and the best learning rate so far per parameterization and size.
 
     Args:
         records: gives back all records of the sweep so far.

@@ -14,7 +14,7 @@ from rich.table import Table
 from mutransfer.records import TrialRecord
 from mutransfer.transfer.axis import flatten
 
-_ALWAYS_NAMED = ("parameterization.name", "model.width", "optimizer.lr", "seed")
+_ALWAYS_NAMED = ("parameterization.name", "model.width", "model.depth", "optimizer.lr", "seed")
 
 
 def describe(record: TrialRecord) -> str:
@@ -25,10 +25,10 @@ def describe(record: TrialRecord) -> str:
 
 
 def title(record: TrialRecord, also: Collection[str] = ()) -> str:
-    """A trial's name: parameterization, width, lr and seed, muP's own where they are not 1, and these other keys."""
+    """A trial's name: parameterization, sizes, lr and seed, muP's own where they are not 1, and these other keys."""
     config, flat = record.config, flatten(record.config)
     own = {key: value for key, value in flat.items() if key in also or (key.startswith("hp.") and value != 1)}
-    size = f"{config['parameterization']['name']} width {config['model']['width']}"
+    size = " ".join([config["parameterization"]["name"], *(f"{n} {value}" for n, value in _sizes(config).items())])
     return f"{size}, {power(config['optimizer']['lr'])}{_settings(own)}, seed {config['seed']}"
 
 
@@ -47,6 +47,11 @@ def _settings(flat: Mapping[str, Any]) -> str:
     )
 
 
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    model = config["model"]
+    return {name: model[name] for name in ("width", "depth") if model.get(name) is not None}
+
+
 def power(lr: float) -> str:
     """A learning rate as people of this field read it: `lr 2^-6`, `lr 2^-6.5`."""
     exponent = round(math.log2(lr), 2)
@@ -59,17 +64,18 @@ def loss_text(loss: float) -> str:
 
 
 def best_table(records: Sequence[TrialRecord]) -> Table:
-    """Per parameterization and width: the setting with the lowest mean held-out loss over the seeds that survived it.
+    """Per parameterization and size: the setting with the lowest mean held-out loss over the seeds that survived it.
 
-    Other settings are named where they take several values in these records.
+    The depth and other settings are named where they take several values in these records.
     """
-    table = Table(box=None, pad_edge=False)
-    for heading in ("parameterization", "width", "best", "val loss", "seeds", "trials"):
+    table, several = Table(box=None, pad_edge=False), varying(records)
+    sizes = ("width", "depth") if len({_sizes(record.config).get("depth") for record in records}) > 1 else ("width",)
+    for heading in ("parameterization", *sizes, "best", "val loss", "seeds", "trials"):
         table.add_column(heading, justify="left" if heading == "parameterization" else "right")
-    several = varying(records)
-    for (name, width), settings in sorted(_by_setting(records).items()):
+    for (name, *size), settings in sorted(_by_setting(records).items()):
         trials = sum(len(of_setting) for of_setting in settings)
-        table.add_row(*map(escape, (name, str(width), *_best(settings, several))), str(trials))
+        shown = map(str, size[: len(sizes)])
+        table.add_row(*map(escape, (name, *shown, *_best(settings, several))), str(trials))
     return table
 
 
@@ -84,11 +90,12 @@ def _best(settings: Sequence[Sequence[TrialRecord]], several: Collection[str]) -
     return power(config["optimizer"]["lr"]) + own, loss_text(_mean_loss(best)), seeds
 
 
-def _by_setting(records: Sequence[TrialRecord]) -> dict[tuple[str, int], list[list[TrialRecord]]]:
-    """Per parameterization and width, the trials that differ in nothing but their seed; failed ones too."""
-    rows: dict[tuple[str, int], dict[str, list[TrialRecord]]] = {}
+def _by_setting(records: Sequence[TrialRecord]) -> dict[tuple[str, int, int], list[list[TrialRecord]]]:
+    """Per parameterization, width and depth, the trials that differ in nothing but their seed; failed ones too."""
+    rows: dict[tuple[str, int, int], dict[str, list[TrialRecord]]] = {}
     for record in records:
-        row = (record.config["parameterization"]["name"], record.config["model"]["width"])
+        sizes = _sizes(record.config)
+        row = (record.config["parameterization"]["name"], sizes["width"], sizes.get("depth", 0))
         setting = json.dumps({**record.config, "seed": None}, sort_keys=True)
         rows.setdefault(row, {}).setdefault(setting, []).append(record)
     return {row: list(settings.values()) for row, settings in rows.items()}

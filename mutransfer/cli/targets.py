@@ -16,36 +16,38 @@ FARTHEST = 512
 """How far from the asked width a valid one is looked for."""
 
 
-def check_target(command: str, proxy_width: int) -> tuple[str, ...]:
+def check_target(command: str, proxy: Mapping[str, int]) -> tuple[str, ...]:
     """Builds the target of a `mutransfer train` line without memory.
 
     Args:
         command: the whole line.
-        proxy_width: a width that was trained, and so can be built wherever anything can.
+        proxy: config key -> size that was trained, and so can be built wherever anything can; of the target's sizes.
 
     Returns:
         What the user should know: that nothing can be built here, and so nothing was checked.
 
     Raises:
-        ConfigError: this width cannot be built where others can; the nearest ones are named.
+        ConfigError: these sizes cannot be built where others can; the nearest widths are named.
     """
     config = Composer("train").config(shlex.split(command)[2:])
     problem_at = functools.partial(_problem, config)
-    width = int(config["model"]["width"])
-    problem = problem_at(width)
+    problem = problem_at({})
     if problem is None:
         return ()
-    if problem_at(proxy_width) is not None:
+    if problem_at(proxy) is not None:
         return (f"whether the target can be built was not checked here: {problem.rstrip('.')}",)
-    fitting = _nearest(width, problem_at)
+    sizes = {key: int(config["model"][key.removeprefix("model.")]) for key in proxy}
+    fitting = _nearest(sizes["model.width"], problem_at) if "model.width" in sizes else []
     near = f" The nearest widths that can be trained: {' and '.join(map(str, fitting))}." if fitting else ""
-    raise ConfigError(f"--target model.width={width} cannot be trained: {problem}{near}")
+    said = " ".join(f"--target {key}={size}" for key, size in sizes.items())
+    raise ConfigError(f"{said} cannot be trained: {problem}{near}")
 
 
-def _problem(config: Mapping[str, Any], width: int) -> str | None:
-    """Why the model cannot be built at this width; None where it can."""
+def _problem(config: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
+    """Why the model cannot be built at these sizes; None where it can."""
+    changes = {key.removeprefix("model."): size for key, size in sizes.items()}
     try:
-        checked = validate("train", {**config, "model": {**config["model"], "width": width}})
+        checked = validate("train", {**config, "model": {**config["model"], **changes}})
         _build(checked)
     except MutransferError as error:
         return str(error)
@@ -66,11 +68,11 @@ def _trials() -> Any:
     return Trials()
 
 
-def _nearest(width: int, problem_at: Callable[[int], str | None]) -> list[int]:
+def _nearest(width: int, problem_at: Callable[[Mapping[str, int]], str | None]) -> list[int]:
     """The nearest valid width on each side."""
     sides: Iterable[Iterable[int]] = (
         range(width - 1, max(0, width - FARTHEST), -1),
         range(width + 1, width + FARTHEST),
     )
-    found = (itertools.islice((w for w in side if problem_at(w) is None), 1) for side in sides)
+    found = (itertools.islice((w for w in side if problem_at({"model.width": w}) is None), 1) for side in sides)
     return [width for side in found for width in side]

@@ -44,6 +44,13 @@ class WandbMode(Enum):
     disabled = 3
 
 
+class SizeAxis(Enum):
+    width = 1
+    depth = 2
+    batch = 3
+    tokens = 4
+
+
 class Resume(Enum):
     auto = 1
     never = 2
@@ -256,6 +263,7 @@ class CheckRoot(TrialRoot):
 @dataclass
 class TransferRoot:
     subject: str | None
+    axis: SizeAxis | None
     level: float
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from mutransfer.records import TrialRecord
 from mutransfer.transfer.axis import find_axis
 from mutransfer.transfer.cap import cap
 from mutransfer.transfer.curves import Curve, curves_of
+from mutransfer.transfer.direction import direction
 from mutransfer.transfer.fit import fit
 from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, Selection, as_records, select, swept
@@ -82,7 +83,7 @@ def analyze(
 def analyze_records(
     records: Iterable[TrialRecord | Mapping[str, Any]],
     *,
-    axis: str = "width",
+    axis: str | None = None,
     subject: str | Sequence[str] | None = None,
     level: float = LEVEL,
     draws: int = DRAWS,
@@ -94,12 +95,14 @@ def analyze_records(
     Where fewer than three learning rates were tried, the verdict is about the hyperparameter of most values.
 
     Args:
+        axis: the direction of growth; by default the one, of width and depth, along which sizes vary.
         unfinished: configs of trials that were asked for and have no record yet. Where they belong to a curve, its
             verdict is at most "undecided", as where a trial that failed may hide the optimum.
     """
     given, unfinished = as_records(records), tuple(unfinished)
-    alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
     first, *others = swept(given)
+    axis = direction(given, first) if axis is None else axis
+    alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
     selection = select(given, axis, first, unfinished)
     report = _with(alike(selection.points, x=first, subject=subject), selection, subject is None)
     beside = {}

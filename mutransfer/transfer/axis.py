@@ -30,7 +30,7 @@ AXES: Mapping[str, Axis] = {
     axis.name: axis
     for axis in (
         Axis("width", "model.width", "m_N", base_key="base"),
-        Axis("depth", "model.depth", "m_L"),
+        Axis("depth", "model.depth", "m_L", base_key="base_depth"),
         Axis("batch", "data.batch_size", "m_B"),
         Axis("tokens", "train.steps", "m_D"),
     )

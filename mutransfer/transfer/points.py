@@ -17,7 +17,7 @@ from mutransfer.transfer.axis import Axis, find_axis, flatten
 LR = "optimizer.lr"
 MIN_VALUES, MIN_SIZES = 3, 2
 _NOT_PHYSICS = ("run_dir", "resume", "logger", "engine", "search", "subject", "device")
-_TABLE = ("parameterization.name", "parameterization.form", "parameterization.scale")
+_TABLE = ("parameterization.name", "parameterization.form", "parameterization.scale", "base_depth")
 State = Literal["finished", "failed", "unfinished"]
 
 
@@ -66,7 +66,8 @@ class _Trial:
     point: Point
     setting: str
     """All that is not on an axis, as JSON."""
-    at_base: bool
+    config: Mapping[str, Any]
+    """All of it, flat."""
     state: State
     followers: Mapping[str, Any] = field(default_factory=dict)
     """Taken out of the setting, since they follow the size."""
@@ -165,15 +166,14 @@ def _trial(key: str, config: Mapping[str, Any], loss: float, state: State, axis:
     missing = [name for name in (axis.key, x, "parameterization.name") if name not in flat]
     if missing:
         raise ConfigError(f"Trial {key[:12]} has no {missing[0]} in its config: it cannot be placed on the plot.")
-    at_base = flat.get("base") == flat.get("model.width") is not None
-    name = str(flat["parameterization.name"])
+    name, whole = str(flat["parameterization.name"]), dict(flat)
     try:
         point = Point(name, float(flat.pop(axis.key)), float(flat.pop(x)), int(flat.pop("seed", 0)), float(loss))
     except (TypeError, ValueError):
         raise RunError(
             f"The record of trial {key[:12]} is damaged: its {axis.key}, {x}, seed and loss are not all numbers."
         ) from None
-    return _Trial(point, json.dumps(flat, sort_keys=True), at_base and _is_relative(name), state)
+    return _Trial(point, json.dumps(flat, sort_keys=True), whole, state)
 
 
 def _is_relative(name: str) -> bool:
@@ -185,13 +185,26 @@ def _share_base(trials: Sequence[_Trial]) -> list[_Trial]:
     tables = {_table_of(trial) for trial in trials if _is_relative(trial.point.parameterization)}
     shared = {(trial.point, trial.setting): trial for trial in trials}
     for trial in trials:
-        for table in tables if trial.at_base else ():
-            setting = json.dumps(json.loads(trial.setting) | dict(table), sort_keys=True)
+        for table in (table for table in tables if _stands_for(trial, dict(table))):
+            own = {key: value for key, value in json.loads(trial.setting).items() if key not in _TABLE}
+            setting = json.dumps(own | dict(table), sort_keys=True)
             copy = replace(
                 trial, point=replace(trial.point, parameterization=str(dict(table)[_TABLE[0]])), setting=setting
             )
             shared.setdefault((copy.point, copy.setting), copy)
     return list(shared.values())
+
+
+def _stands_for(trial: _Trial, table: Mapping[str, Any]) -> bool:
+    """Whether this trial is the same under another table, as every table that is a ratio to a base is at the base.
+
+    Only tables with depth rules know a depth of the base, and a multiplier of branches.
+    """
+    flat, depth = trial.config, trial.config.get("model.depth")
+    narrow = flat.get("base") == flat.get("model.width") is not None
+    shallow = flat.get("base_depth", depth) == depth == table.get("base_depth", depth)
+    usable = "base_depth" in table or flat.get("hp.residual_mult", 1) == 1
+    return narrow and shallow and usable and _is_relative(trial.point.parameterization)
 
 
 def _table_of(trial: _Trial) -> tuple[tuple[str, Any], ...]:

@@ -12,12 +12,12 @@ import numpy as np
 from mutransfer.errors import ConfigError, MutransferError, nearest
 from mutransfer.records import TrialRecord, jsonable
 from mutransfer.rules.optimizers import OPTIMIZERS
-from mutransfer.rules.table import Role
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.transfer.analysis import DRAWS, LEVEL, analyze_records
 from mutransfer.transfer.axis import AXES, Axis, find_axis
 from mutransfer.transfer.bootstrap import Interval, interval
 from mutransfer.transfer.curves import curves_of
+from mutransfer.transfer.direction import direction
 from mutransfer.transfer.fit import fit
 from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, as_records, select, swept
@@ -72,6 +72,8 @@ class _Proxy:
     cautions: tuple[str, ...]
     swept: Mapping[str, Interval]
     axis: Axis
+    following: tuple[str, ...] = ()
+    """The other axes along which the sweep's models grew with the size."""
 
 
 def transfer_hyperparameters(
@@ -138,15 +140,18 @@ def _from_report(report: TransferReport, name: str | None) -> _Proxy:
     beside = {
         k: other[name].optimum[-1].lr for k, other in report.hyperparameters.items() if name in other.parameterizations
     }
-    best = one.optimum[-1]
-    return _Proxy(name, best.size, report.x, best.lr, settings, tuple(cautions), beside, find_axis(report.axis))
+    best, followed = one.optimum[-1], report.followers.get(name, {}).values()
+    following = tuple(axis.name for axis in AXES.values() if any(axis.key in fields for fields in followed))
+    axis = find_axis(report.axis)
+    return _Proxy(name, best.size, report.x, best.lr, settings, tuple(cautions), beside, axis, following)
 
 
 def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None) -> _Proxy:
     """From records of several sizes by the whole analysis, from one size by its optimum alone."""
     records = as_records(records)
     x = swept(records)[0]
-    selection = select(records, x=x)
+    axis = direction(records, x)
+    selection = select(records, axis, x)
     names = {point.parameterization for point in selection.points}
     chosen = name or next((n for n in sorted(names) if not _is_control(n)), min(names))
     if chosen not in names:
@@ -167,7 +172,7 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
     cautions = ["one proxy size only: that the optimum stays is taken from the table, not measured"]
     if whole[0].missing():
         cautions.append("the best value is not between tried ones; extend the proxy's grid")
-    return _Proxy(chosen, whole[0].size, x, best, selection.settings[chosen], tuple(cautions), {}, find_axis("width"))
+    return _Proxy(chosen, whole[0].size, x, best, selection.settings[chosen], tuple(cautions), {}, find_axis(axis))
 
 
 def _is_control(name: str) -> bool:
@@ -175,15 +180,26 @@ def _is_control(name: str) -> bool:
 
 
 def _only_ruled(proxy: _Proxy, sizes: Mapping[str, float]) -> None:
-    """Raises where the target differs from the proxy along an axis that the table has no rule for."""
+    """Raises where the target differs from the proxy along an axis that was not swept and that the table has no rule
+    for, or does not say a size that followed the swept one."""
+    for name in proxy.following:
+        if name not in sizes:
+            key = AXES[name].key
+            raise ConfigError(f"{key} followed the {proxy.axis.name} in the sweep: give the target's too, as {key}=.")
     for name, size in sizes.items():
         axis = AXES[name]
         tuned = proxy.settings.get(axis.key)
-        if axis.base_key is None and tuned is not None and float(tuned) != size:
+        if tuned is not None and float(tuned) != size and not _has_rule(proxy, axis):
+            ruled = " and ".join(name for name, other in AXES.items() if _has_rule(proxy, other))
             raise ConfigError(
                 f"{proxy.name} has no rule for {name} ({axis.symbol} = {size / float(tuned):g}); it carries "
-                f"hyperparameters over width only. Keep {axis.key}={tuned}, or tune at {axis.key}={size:g}."
+                f"hyperparameters over {ruled} only. Keep {axis.key}={tuned}, or tune at {axis.key}={size:g}."
             )
+
+
+def _has_rule(proxy: _Proxy, axis: Axis) -> bool:
+    """A table with depth rules was swept at a depth of the base; a table of one's own counts as one of widths."""
+    return axis.base_key is not None and (axis.name == "width" or axis.base_key in proxy.settings)
 
 
 def _lr(proxy: _Proxy) -> TransferredValue:
@@ -218,19 +234,24 @@ def _own_source(swept: Interval | None) -> str:
 
 
 def _roles(proxy: _Proxy, sizes: Mapping[str, float], values: Sequence[TransferredValue]) -> tuple[RoleValues, ...]:
-    table, base = PARAMETERIZATIONS.get(proxy.name), proxy.settings.get("base")
+    table = PARAMETERIZATIONS.get(proxy.name)
     optimizer = OPTIMIZERS.get(str(proxy.settings.get("optimizer.name")))
-    if table is None or base is None or optimizer is None or "width" not in sizes:
+    width = _ratio(proxy, sizes, AXES["width"])
+    if table is None or optimizer is None or width is None:
         return ()
     given = {one.key: one.value for one in values}
-    ratio = sizes["width"] / float(base)
-    return tuple(role_values(table, role, optimizer, ratio, given) for role in Role)
+    return role_values(table, optimizer, width, given, _ratio(proxy, sizes, AXES["depth"]) or 1.0)
+
+
+def _ratio(proxy: _Proxy, sizes: Mapping[str, float], axis: Axis) -> float | None:
+    """The target's size over the base's; None where the sweep does not say both."""
+    size, base = sizes.get(axis.name, proxy.settings.get(axis.key)), proxy.settings.get(str(axis.base_key))
+    return None if size is None or base is None else float(size) / float(base)
 
 
 def _override_parts(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:
     parts = [f"{AXES[name].key}={size:g}" for name, size in sizes.items()]
-    if "base" in proxy.settings:
-        parts.append(f"base={proxy.settings['base']}")
+    parts += [f"{key}={proxy.settings[key]}" for key in ("base", "base_depth") if key in proxy.settings]
     changed = [
         f"{k}={proxy.settings[k]}" for k, default in _DEFAULTS.items() if proxy.settings.get(k, default) != default
     ]
@@ -239,7 +260,7 @@ def _override_parts(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:
 
 def _model_parts(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:
     """The proxy's model, so that the target differs from it in size only."""
-    skipped = {"model.name", "model.base_width", *(AXES[name].key for name in sizes)}
+    skipped = {"model.name", "model.base_width", "model.base_depth", *(AXES[name].key for name in sizes)}
     name = [f"model={proxy.settings['model.name']}"] if "model.name" in proxy.settings else []
     fields = {key: value for key, value in proxy.settings.items() if key.startswith("model.") and key not in skipped}
     return [*name, *(f"{key}={_literal(value)}" for key, value in fields.items())]
@@ -255,7 +276,9 @@ def _literal(value: Any) -> str:
 
 
 def _size_cautions(proxy: _Proxy, sizes: Mapping[str, float]) -> list[str]:
-    size = sizes.get(proxy.axis.name, proxy.size)
+    size, axis = sizes.get(proxy.axis.name, proxy.size), proxy.axis
     if size < proxy.size:
         return [f"the target is smaller than the largest proxy ({proxy.size:g}); its own optimum was measured"]
+    if size > proxy.size and not _has_rule(proxy, axis):
+        return [f"{proxy.name} has no rule for {axis.name}: beyond {proxy.size:g} the sweep alone speaks for it"]
     return []

@@ -34,6 +34,7 @@ COMMANDS: list[tuple[list[str], int]] = [
 SCRIPT = """
 import json, sys
 from mutransfer.cli import main
+from mutransfer.transfer.result import MAX_DRIFT, MAX_REGRET
 codes = [main(words) for words in json.loads(sys.argv[1])]
 heavy = [name for name in ("torch", "wandb", "matplotlib", "transformers") if name in sys.modules]
 print(json.dumps([codes, heavy]))
@@ -87,6 +88,14 @@ def test_help_of_a_verb_has_an_example_and_every_key(verb: str, capsys: pytest.C
         "transfer": ["--target", "subject=null"],
     }
     assert all(key in text for key in expected[verb])
+
+
+def test_help_of_transfer_says_what_its_verdict_means(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["transfer", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"at most {MAX_DRIFT:g} octaves per doubling" in text
+    assert f"at most {MAX_REGRET * 100:g} %" in text
+    assert "Trials that are unfinished, or have failed where they may hide the best value, leave it undecided" in text
 
 
 def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,8 +91,24 @@ def test_a_size_where_nothing_survived_has_its_line() -> None:
 def test_a_trial_is_named_by_what_sets_it_apart() -> None:
     shallow, deep = record(), record(seed=1)
     shallow.config["model"]["depth"], deep.config["model"]["depth"] = 2, 4
-    assert title(deep, varying([shallow, deep])) == "mup width 32, lr 2^-6, model.depth=4, hp.lr.input=8, seed 1"
-    assert "depth" not in title(deep, varying([deep, deep]))
+    assert title(deep) == "mup width 32 depth 4, lr 2^-6, hp.lr.input=8, seed 1"
+    shallow.config["train"], deep.config["train"] = {"steps": 4}, {"steps": 8}
+    assert "hp.lr.input=8, train.steps=8" in title(deep, varying([shallow, deep]))
+    assert "train.steps" not in title(deep, varying([deep, deep]))
+
+
+def test_depths_have_rows_of_their_own_where_there_are_several() -> None:
+    pair = [record(loss=2.0), record(loss=1.5)]
+    console = Console(file=io.StringIO(), width=100)
+    for depths in ((2, 4), (2, 2)):
+        for one, depth in zip(pair, depths, strict=True):
+            one.config["model"]["depth"] = depth
+        console.print(best_table(pair))
+    words = [line.split() for line in shown(console).splitlines()]
+    assert words[0][:4] == ["parameterization", "width", "depth", "best"]
+    assert [row[1:5] for row in words[1:3]] == [["32", "2", "lr", "2^-6"], ["32", "4", "lr", "2^-6"]]
+    assert "depth" not in words[3]
+    assert len(words) == 5
 
 
 def test_a_loss_beyond_measure_is_short() -> None:

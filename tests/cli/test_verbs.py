@@ -258,7 +258,7 @@ def test_a_sweep_with_failed_trials_exits_with_1_and_says_why(
     monkeypatch.setattr(LocalEngine, "run", planted)
     assert main(["sweep", "model.width=32", *TINY, "train.steps=4,8", "seed=7"]) == 1
     text = capsys.readouterr().out
-    assert "\nfailed: mup width 32, lr 2^-6, train.steps=8, seed 7: no luck\n" in text
+    assert "\nfailed: mup width 32 depth 1, lr 2^-6, train.steps=8, seed 7: no luck\n" in text
     assert "\n2 trials failed. Add" in text
     assert "engine.retry_failed=true" in text
 

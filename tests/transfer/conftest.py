@@ -53,14 +53,26 @@ def trial() -> Callable[..., TrialRecord]:
         status: Any = "done",
         **more: Any,
     ) -> TrialRecord:
-        config = {
-            "model": {"name": "gpt", "width": width, "depth": 2, "heads": width // 16, "base_width": 32},
+        config: dict[str, Any] = {
+            "model": {
+                "name": "gpt",
+                "width": width,
+                "depth": more.get("depth", 2),
+                "heads": width // 16,
+                "base_width": 32,
+            },
             "base": 32,
             "parameterization": {"name": name, "form": "auto", "init": "rescale", "scale": "heads"},
-            "hp": {"output_mult": more.get("output_mult", 1.0), "lr": {"input": more.get("lr_input", 8.0)}},
+            "hp": {
+                "output_mult": more.get("output_mult", 1.0),
+                "residual_mult": more.get("residual_mult", 1.0),
+                "lr": {"input": more.get("lr_input", 8.0)},
+            },
             "optimizer": {"name": "adamw", "lr": 2.0**log2_lr},
             "seed": seed,
         }
+        if "base_depth" in more:
+            config["base_depth"] = more["base_depth"]
         key = f"{name}-{width}-{log2_lr}-{seed}-{sorted(more.items())}"
         environment = {"data_sha256": more.get("sha", "abc"), "torch": "2.13.0"}
         return TrialRecord(key, config, status, val_loss=loss, environment=environment)

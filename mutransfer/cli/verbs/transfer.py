@@ -36,7 +36,8 @@ def run(composer: Composer, arguments: Arguments) -> int:
         return print_config(config)
     run_dir, sizes = _run_dir(arguments.positional), _sizes(arguments.target)
     records, unfinished = _trials(run_dir)
-    report = analyze_records(records, subject=config["subject"], level=config["level"], unfinished=unfinished)
+    asked = {name: config[name] for name in ("axis", "subject", "level")}
+    report = analyze_records(records, **asked, unfinished=unfinished)
     lines = tuple(_extension_command(report, part, run_dir) for part in extensions(report))
     report = dataclasses.replace(report, commands=lines)
     target = _target(report, sizes) if sizes else None
@@ -94,9 +95,16 @@ def _target(report: TransferReport, sizes: Mapping[str, float]) -> TargetHyperpa
     """The target's hyperparameters, with a command that repeats all of the proxy's config and that can be run."""
     target = transfer_hyperparameters(report, sizes)
     command = _command(report, target)
-    proxy = int(report[target.parameterization].optimum[-1].size)
-    unchecked = check_target(command, proxy)
+    unchecked = check_target(command, _proxy(report, target))
     return dataclasses.replace(target, command=command, cautions=(*target.cautions, *unchecked))
+
+
+def _proxy(report: TransferReport, target: TargetHyperparameters) -> dict[str, int]:
+    """The largest proxy's sizes, of those that the target says of its model."""
+    name = target.parameterization
+    own = {**report.settings[name], AXES[report.axis].key: report[name].optimum[-1].size}
+    keys = (AXES[name].key for name in target.target)
+    return {key: int(own[key]) for key in keys if key.startswith("model.") and own.get(key) is not None}
 
 
 def _command(report: TransferReport, target: TargetHyperparameters) -> str:
@@ -108,7 +116,7 @@ def _command(report: TransferReport, target: TargetHyperparameters) -> str:
     given = {AXES[name].key: size for name, size in target.target.items()}
     given |= {one.key: one.value for one in target.values}
     sizes = "-".join(f"{name}{size:g}" for name, size in target.target.items())
-    train = train_command(flat | given, {*given, "base"})
+    train = train_command(flat | given, {*given, "base", "base_depth"})
     return f"{train} run_dir=runs/{flat.get('model.name', 'target')}-{sizes}"
 
 
