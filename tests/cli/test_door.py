@@ -15,6 +15,7 @@ from mutransfer.cli import dispatch, main
 from mutransfer.cli.arguments import parse
 from mutransfer.cli.completion import candidates
 from mutransfer.errors import ConfigError, RoleError, RunError, ShapeError
+from mutransfer.transfer.result import MAX_DRIFT, MAX_REGRET
 
 VERBS = list(dispatch.VERBS)
 COMMANDS: list[tuple[list[str], int]] = [
@@ -34,7 +35,6 @@ COMMANDS: list[tuple[list[str], int]] = [
 SCRIPT = """
 import json, sys
 from mutransfer.cli import main
-from mutransfer.transfer.result import MAX_DRIFT, MAX_REGRET
 codes = [main(words) for words in json.loads(sys.argv[1])]
 heavy = [name for name in ("torch", "wandb", "matplotlib", "transformers") if name in sys.modules]
 print(json.dumps([codes, heavy]))
