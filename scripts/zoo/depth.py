@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import mutransfer as mt
 from mutransfer.check.batches import Generated
+from mutransfer.errors import ShapeError
 from mutransfer.planning.branches import find_branches, key_of, repeating
+from mutransfer.planning.sizes import shapes_of, without_memory
 from mutransfer.planning.stacks import compare_depths
 from mutransfer.planning.trace import trace
 from mutransfer.planning.verify import verify
@@ -19,9 +23,22 @@ Column = Callable[[dict[str, Any], str, Callable[[], dict[str, Any]]], None]
 
 def depth_columns(small: Small, row: dict[str, Any], column: Column) -> None:
     """Kinds of residual branches that repeat, how many of them are verified, and whether CompleteP converts."""
+    small = with_every_block(small)
+    row["base_depth"] = small.depth
     column(row, "branches", lambda: _branches(small))
     if row["branches"] is not False and row["branches"] > 0:
         column(row, "completep", lambda: _completep(small))
+
+
+def with_every_block(small: Small) -> Small:
+    """At the smallest depth whose blocks are of all kinds that a deeper model has: the last of a stage may differ."""
+    assert small.deep is not None
+    for depth in (small.depth, 2 * small.depth, 4 * small.depth):
+        sizes = [shapes_of(without_memory(lambda d=d: small.deep(small.width, d))) for d in (depth, 2 * depth)]  # type: ignore[misc]
+        with suppress(ShapeError):
+            compare_depths(*sizes)
+            return replace(small, depth=depth)
+    return small
 
 
 def _branches(small: Small) -> dict[str, Any]:
@@ -52,7 +69,7 @@ def _completep(small: Small) -> dict[str, Any]:
 
 def depth_check(small: Small) -> Any:
     """The coordinate check over depths, under CompleteP with AdamW."""
-    assert small.deep is not None
+    small = with_every_block(small)
     return mt.coord_check(
         small.deep,
         widths=[small.width],
