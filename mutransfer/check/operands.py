@@ -128,13 +128,14 @@ def combined(call: Call, shadows: Mapping[Operand, Tensor], *, initial: bool) ->
     Args:
         call: the op that makes the value.
         shadows: the parameter's share of each of its operands.
-        initial: the share is the parameter's whole value, not its change; what is left without it may then be
-            meaningless (a vector of length 0 divided by its length), and the whole result is the share.
+        initial: the share is the parameter's whole value, not its change: the 1 of a gain that is 1 + w is in it. What
+            is left without the parameter may be meaningless (a vector of length 0 divided by its length), and the
+            whole result is the share.
     """
     operands = dict(call.operands())
     if call.name in SUMS:
         zeros = {o: torch.zeros_like(t) for o, t in operands.items() if t.is_floating_point() and o not in shadows}
-        return _without_constant(call).run({**zeros, **shadows})
+        return (call if initial else _without_constant(call)).run({**zeros, **shadows})
     (operand, shadow), *others = shadows.items()
     if not others and (call.name, operand[0]) in LINEAR:
         return contribution(call, operand, shadow)
@@ -143,7 +144,7 @@ def combined(call: Call, shadows: Mapping[Operand, Tensor], *, initial: bool) ->
 
 
 def _without_constant(call: Call) -> Call:
-    """`w + 1` is w's share plus a number that belongs to nobody."""
+    """The change of `w + 1` is that of w."""
     number = call.arguments.get("other")
     return call if isinstance(number, Tensor | None) else Call(call.func, call.name, {**call.arguments, "other": 0})
 

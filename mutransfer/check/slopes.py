@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Slope:
         role, place, law: of a parameter's use (its role in a width check, its place in a depth check), and the exponent
             that the table claims for it; None elsewhere.
         parameter, op: the parameter's name alone, and what uses it.
+        in_first: of a template's init, the exponent in the first block alone, which no other block stands in front of.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Slope:
     parameter: str = ""
     op: str = ""
     place: Place | None = None
+    in_first: float | None = None
 
     @property
     def group(self) -> str:
@@ -97,9 +99,14 @@ def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]
     firsts = {key: use for key, use in pool.firsts(_first(runs)).items() if key[0] not in skipped}
     order = {key: number for number, key in enumerate(firsts)}
     claims = pool.claims(runs)
-    found = _exponents(runs, lambda run: _contributions(run, pool), order.keys() & claims.keys())
+    judged = order.keys() & claims.keys()
+    found = _exponents(runs, lambda run: _contributions(run, pool), judged)
+    in_first = _exponents(runs, lambda run: _first_contributions(run, pool), judged)
     made = [
-        _slope(key, kind, interval, sizes, order[key], claims[key], firsts[key].op)
+        replace(
+            _slope(key, kind, interval, sizes, order[key], claims[key], firsts[key].op),
+            in_first=in_first[kind, key][0].value if (kind, key) in in_first else None,
+        )
         for (kind, key), (interval, sizes) in found.items()
     ]
     moved = {slope.parameter for slope in made if slope.kind == "change"}
@@ -156,6 +163,15 @@ def _contributions(run: Run, pool: Pool) -> dict[tuple[Kind, Key], float]:
     for (kind, use), size in log_sizes_of(run).items():
         readings.setdefault((kind, pool.key(use)), []).append(size)
     return {key: _mean_of_seen(sizes) for key, sizes in readings.items()}
+
+
+def _first_contributions(run: Run, pool: Pool) -> dict[tuple[Kind, Key], float]:
+    """The size at init of every use, in the first block of its template."""
+    readings: dict[tuple[Kind, Key], float] = {}
+    for (kind, use), size in log_sizes_of(run).items():
+        if kind == "init":
+            readings.setdefault((kind, pool.key(use)), size)
+    return readings
 
 
 def log_sizes_of(run: Run) -> dict[tuple[Kind, Use], float]:

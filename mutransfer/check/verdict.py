@@ -82,7 +82,8 @@ def culprits(found: Findings) -> list[Culprit]:
     """Whatever is wholly outside, the cause first.
 
     A wrong size at init travels forward into later contributions and changes, so if any init is outside, the farthest
-    of those is the cause (of several equally far the first in execution order), and changes are consequences. A wrong
+    of those is the cause (of several equally far the first in execution order that is wrong in the first block of its
+    stack too), and changes are consequences. A wrong
     lr shows in lr * eps and lr * decay too, so they come after it, and each row of the table once. Along a stack that
     follows no law blocks drift apart, so a single one is only named where nothing else is.
     """
@@ -94,13 +95,19 @@ def culprits(found: Findings) -> list[Culprit]:
     changes = sorted((s for s in outside if s.kind == "change"), key=lambda s: -abs(s.off))
     if inits:
         farthest = max(abs(slope.off) for slope in inits)
-        tied = [slope for slope in inits if abs(slope.off) > farthest - MARGIN]
+        near = [slope for slope in inits if abs(slope.off) > farthest - MARGIN]
+        tied = [slope for slope in near if _is_wrong_in_first(slope)] or near
         rest = sorted((slope for slope in inits if slope not in tied), key=lambda slope: -abs(slope.off))
         inits = [*sorted(tied, key=lambda slope: slope.order), *rest]
     ordered = [*inits, *changes]
     wrong += [Culprit(s.name, s.kind, s.value, s.value - s.off, _look_at(s, found.axis)) for s in ordered]
     wrong += [Culprit(o.name, o.kind, o.octaves, 0.0, _look_at_block(o)) for o in found.odd if not outside]
     return wrong + [Culprit(n, s.kind, s.measured, s.expected, _look_at_setting(s)) for n, s in _wrong(found.settings)]
+
+
+def _is_wrong_in_first(slope: Slope) -> bool:
+    """What travels from block to block does not reach the first one."""
+    return slope.in_first is None or slope.law is None or abs(slope.in_first - slope.law) > MARGIN
 
 
 def _wrong(settings: Sequence[Setting]) -> list[tuple[str, Setting]]:

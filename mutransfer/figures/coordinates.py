@@ -1,4 +1,4 @@
-"""The coordinate check against width or depth: own contributions as distance from their law, and below them activations."""
+"""The coordinate check against width or depth: own contributions as distance from their law, below them activations."""
 
 from __future__ import annotations
 

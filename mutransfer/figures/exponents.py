@@ -26,6 +26,7 @@ class Exponent:
     low: float
     high: float
     law: float
+    axis: str = "width"
 
     @property
     def distance(self) -> float:
@@ -36,7 +37,8 @@ def exponents_of(check: Mapping[str, Any]) -> list[Exponent]:
     """The judged exponents, from the content of check.json."""
     judged = [s for s in check["slopes"] if s.get("what", "parameter") == "parameter" and s.get("law") is not None]
     numbers = ("value", "low", "high", "law")
-    return [Exponent(str(s["name"]), str(s["kind"]), *(float(s[n]) for n in numbers)) for s in judged]
+    axis = str(check.get("axis", "width"))
+    return [Exponent(str(s["name"]), str(s["kind"]), *(float(s[n]) for n in numbers), axis) for s in judged]
 
 
 def exponent_panel(exponents: Sequence[Exponent], kind: str) -> Figure:
@@ -78,7 +80,7 @@ def _draw(axes: Axes, exponents: Sequence[Exponent], kind: str, rows: Sequence[s
     ends = [end for e in exponents for end in (e.low, e.high, e.law - MARGIN, e.law + MARGIN)]
     axes.set_xlim(min(ends) - 0.1, max(ends) + 0.1)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.set_xlabel("exponent in width")
+    axes.set_xlabel(f"exponent in {exponents[0].axis}")
     heading(axes, "size at init" if kind == "init" else "change while training")
 
 

@@ -104,7 +104,9 @@ class SandwichBlock(PostNormBlock):
 
 
 class Stack(nn.Module):
-    def __init__(self, block: type[nn.Module], width: int, depth: int, *, embedding_std: float = 1.0) -> None:
+    def __init__(
+        self, block: Callable[[int], nn.Module], width: int, depth: int, *, embedding_std: float = 1.0
+    ) -> None:
         super().__init__()
         self.embed, self.readout = nn.Embedding(64, width), nn.Linear(width, 64, bias=False)
         self.blocks, self.norm = nn.ModuleList(block(width) for _ in range(depth)), nn.LayerNorm(width)
@@ -154,6 +156,7 @@ def models() -> SimpleNamespace:
         mlp=mlp,
         gpt=gpt,
         resnet=resnet,
+        stack=Stack,
         deep={"gpt": deep_gpt, "post-norm": post_norm, "sandwich": sandwich},
         vectors=torch.randn(8, 8, generator=torch.Generator().manual_seed(0)),
     )
