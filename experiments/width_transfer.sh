@@ -6,22 +6,4 @@ run_dir=${1:-runs/width_transfer}
 
 mutransfer sweep experiment=demo run_dir="$run_dir"
 mutransfer transfer "$run_dir" --target model.width=1024
-python - "$run_dir" <<'PYTHON'
-import sys
-from pathlib import Path
-
-from mutransfer.records import read_json, write_json
-
-run_dir = Path(sys.argv[1])
-records = read_json(run_dir / "sweep.json")["records"]
-kept = ("key", "config", "status", "val_loss", "train_loss", "cpu_seconds")
-write_json(
-    "experiments/results/width_transfer.json",
-    {
-        "transfer": read_json(run_dir / "transfer.json"),
-        "environment": records[0]["environment"],
-        "cpu_seconds": sum(record["cpu_seconds"] for record in {r["key"]: r for r in records}.values()),
-        "trials": [{name: record[name] for name in kept} for record in records],
-    },
-)
-PYTHON
+python experiments/record.py "$run_dir" width_transfer
