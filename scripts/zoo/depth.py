@@ -34,10 +34,13 @@ def with_every_block(small: Small) -> Small:
     """At the smallest depth whose blocks are of all kinds that a deeper model has: the last of a stage may differ."""
     assert small.deep is not None
     for depth in (small.depth, 2 * small.depth, 4 * small.depth):
-        sizes = [shapes_of(without_memory(lambda d=d: small.deep(small.width, d))) for d in (depth, 2 * depth)]  # type: ignore[misc]
+        base, deeper = (
+            shapes_of(without_memory(lambda d=d: small.deep(small.width, d)))  # type: ignore[misc]
+            for d in (depth, 2 * depth)
+        )
         with suppress(ShapeError):
-            compare_depths(*sizes)
-            return replace(small, depth=depth)
+            if all(deeper[name] == base[partner] for name, partner in compare_depths(base, deeper).partners.items()):
+                return replace(small, depth=depth)
     return small
 
 
