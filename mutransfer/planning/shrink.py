@@ -67,7 +67,7 @@ ATTEMPTS = (
     Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=64, patches=4, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
-    Sizes(width=256, head_dim=128, patches=64, vocabulary=1024, positions=1024),
+    Sizes(width=256, head_dim=128, patches=16, vocabulary=1024, positions=1024),
     Sizes(width=512, head_dim=64, patches=4, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
