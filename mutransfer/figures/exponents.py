@@ -38,7 +38,7 @@ def exponents_of(check: Mapping[str, Any]) -> list[Exponent]:
     judged = [s for s in check["slopes"] if s.get("what", "parameter") == "parameter" and s.get("law") is not None]
     numbers = ("value", "low", "high", "law")
     axis = str(check.get("axis", "width"))
-    return [Exponent(str(s["name"]), str(s["kind"]), *(float(s[n]) for n in numbers), axis) for s in judged]
+    return [Exponent(str(s["name"]), str(s["kind"]), *(float(s[n]) for n in numbers), axis=axis) for s in judged]
 
 
 def exponent_panel(exponents: Sequence[Exponent], kind: str) -> Figure:
