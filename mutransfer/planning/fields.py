@@ -35,6 +35,7 @@ class Kind(StrEnum):
     WINDOW = "side of a window"
     GROUPS = "groups of a norm"
     GRID = "patches a side"
+    POOLED = "tokens that an image is pooled to"
     OUTWARD = "another part's width"
     MULTIPLIER = "factor on widths"
     FIXED = "fixed"
@@ -46,6 +47,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WINDOW, r"(attention_)?window_size(_per_stage)?"),
     (Kind.GROUPS, r"num_groups|norm_num_groups|n_groups"),
     (Kind.GRID, r"image_embedding_size"),
+    (Kind.POOLED, r"mm_tokens_per_image"),
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
     (Kind.FIXED, r"in_chans|input_channels|(num_input|output_num|post_conv_in)_channels|head_out_channels"),

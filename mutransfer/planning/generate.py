@@ -159,8 +159,10 @@ class Maker:
         if missing:
             yield replace(draft, names=tuple(sorted({*draft.names, *missing}, key=list(self.parameters).index)))
         if "token" in message.lower() or "placeholder" in message.lower():
-            counts = dict.fromkeys(int(w) for w in words if w.isdigit())
-            for count in counts:
+            named = [int(w) for w in words if w.isdigit()]
+            widths = {v for value in self._all("hidden_size") for v in _ints(value)}
+            entries = [count // width for count in named for width in widths if count % width == 0]
+            for count in dict.fromkeys([*named, *entries]):
                 if 0 < count <= MOST_PLACEHOLDERS and count != draft.placeholders:
                     yield replace(draft, placeholders=count)
 

@@ -159,6 +159,7 @@ def _simple(field: Field, sizes: Sizes) -> Any:
         Kind.WINDOW: sizes.window,
         Kind.GROUPS: sizes.groups,
         Kind.GRID: sizes.patches,
+        Kind.POOLED: (sizes.patches // 2) ** 2,
         Kind.EXPERTS: sizes.experts,
         Kind.TOP_K: 2,
         Kind.EXPERT_GROUPS: 1,

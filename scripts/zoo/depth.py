@@ -23,11 +23,9 @@ Column = Callable[[dict[str, Any], str, Callable[[], dict[str, Any]]], None]
 
 def depth_columns(small: Small, row: dict[str, Any], column: Column) -> None:
     """Kinds of residual branches that repeat, how many of them are verified, and whether CompleteP converts."""
-    small = with_every_block(small)
-    row["base_depth"] = small.depth
-    column(row, "branches", lambda: _branches(small))
+    column(row, "branches", lambda: _branches(with_every_block(small)))
     if row["branches"] is not False and row["branches"] > 0:
-        column(row, "completep", lambda: _completep(small))
+        column(row, "completep", lambda: _completep(with_every_block(small)))
 
 
 def with_every_block(small: Small) -> Small:
@@ -54,7 +52,8 @@ def _branches(small: Small) -> dict[str, Any]:
     verdicts = verify(base, inputs, [b for b in find_branches(one) if key_of(b, templates) in keys])
     proven = {key_of(v.branch, templates): not v.why for v in verdicts}
     unproven = next((f"{v.branch.module}: {v.why}" for v in verdicts if v.why), "")
-    return {"branches": len(keys), "terminals": sum(proven.values()), "terminals_reason": unproven}
+    found = {"base_depth": small.depth, "branches": len(keys)}
+    return found | {"terminals": sum(proven.values()), "terminals_reason": unproven}
 
 
 def _completep(small: Small) -> dict[str, Any]:
