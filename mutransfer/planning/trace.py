@@ -158,21 +158,25 @@ def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _run(model: nn.Module, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> Trace:
     tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
     given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
-    with _module_path(model, tracer.path), _cells_kept(model), in_place(), mode, tracer:
+    with _module_path(model, tracer.path), _as_it_was(model), in_place(), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
     results = frozenset(tracer.number(t) for t in tensors_in((out,)))
     return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)
 
 
 @contextmanager
-def _cells_kept(model: nn.Module) -> Iterator[None]:
-    """Recurrent layers hold their weights in a list as well, which a functional call leaves full of copies."""
-    cells = {module: list(module._flat_weights) for module in model.modules() if isinstance(module, nn.RNNBase)}
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Whatever a forward pass leaves on the modules (a cache, a buffer moved to a device, the list in which recurrent
+    layers hold their weights) is undone: it would be tensors without values."""
+    attributes = [vars(module) for module in model.modules()]
+    inner = (value for own in attributes for value in own.values() if isinstance(value, dict | list))
+    kept = [(holder, holder.copy()) for holder in (*attributes, *inner)]
     try:
         yield
     finally:
-        for module, weights in cells.items():
-            module._flat_weights = weights
+        for holder, before in kept:
+            holder.clear()
+            holder.update(before) if isinstance(holder, dict) else holder.extend(before)
 
 
 def _fake_parameter(tensor: Tensor) -> Tensor:

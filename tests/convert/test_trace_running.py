@@ -44,22 +44,47 @@ def test_a_router_that_casts_itself_in_the_forward_pass_is_traced_and_left_as_it
 
 
 class Counting(nn.Module):
-    """Guesses are tried on it: it takes vectors alone, and counts its calls."""
+    """Guesses are tried on it: it takes vectors alone, and counts its calls elsewhere than on itself."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, calls: list[None]) -> None:
         super().__init__()
-        self.layer, self.calls = nn.Linear(5, width), 0
+        self.layer, self.count = nn.Linear(5, width), calls.append
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        self.count(None)
         return self.layer(x)
 
 
 @pytest.mark.parametrize("given", [None, X])
 def test_the_run_that_finds_the_inputs_is_the_trace(given: Tensor | None) -> None:
-    model = Counting(64)
+    calls: list[None] = []
+    model = Counting(64, calls)
     inputs, found = find_trace(model, given)
-    assert model.calls == 1
+    assert len(calls) == 1
     assert [use.kind for use in found.uses["layer.weight"]] == ["contraction"]
     assert inputs[0].shape == find_inputs(model, given)[0].shape
-    assert model.calls == (1 if given is not None else 2), "what is given is not run to be found"
+    assert len(calls) == (1 if given is not None else 2), "what is given is not run to be found"
+
+
+class Hoards(nn.Module):
+    """Leaves what it has computed on itself, in its buffers and in a list."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, width)
+        self.register_buffer("last", torch.zeros(1))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        self.last, self.cache = y.detach().mean(), y.detach()
+        self.seen.append(y.detach())
+        return y
+
+
+def test_a_forward_pass_that_leaves_tensors_on_the_model_leaves_none_of_the_traces():
+    model = Hoards(32)
+    mt.plan(model, "mup", base=16, factory=Hoards, example_inputs=torch.zeros(2, 4))
+    assert (model.last.shape, model.seen, hasattr(model, "cache")) == ((1,), [], False)
+    model(torch.zeros(2, 4))
+    assert float(model.last) == pytest.approx(float(model.cache.mean()))
