@@ -36,9 +36,12 @@ class Exponent:
 def exponents_of(check: Mapping[str, Any]) -> list[Exponent]:
     """The judged exponents, from the content of check.json."""
     judged = [s for s in check["slopes"] if s.get("what", "parameter") == "parameter" and s.get("law") is not None]
-    numbers = ("value", "low", "high", "law")
     axis = str(check.get("axis", "width"))
-    return [Exponent(str(s["name"]), str(s["kind"]), *(float(s[n]) for n in numbers), axis=axis) for s in judged]
+    return [Exponent(str(s["name"]), str(s["kind"]), *_numbers(s), axis) for s in judged]
+
+
+def _numbers(slope: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    return float(slope["value"]), float(slope["low"]), float(slope["high"]), float(slope["law"])
 
 
 def exponent_panel(exponents: Sequence[Exponent], kind: str) -> Figure:

@@ -89,6 +89,28 @@ class TestLawOfEachTable:
             assert one.value == pytest.approx(other.value, abs=1e-3)
 
 
+class TestEpsAndDecay:
+    """They show in no slope; the optimizer's groups at two widths say them exactly."""
+
+    @pytest.mark.parametrize(
+        ("cell", "kind", "optimizer"),
+        [("eps", "eps", "adamw"), ("weight_decay", "decay", "adamw"), ("weight_decay", "decay", "sgd")],
+    )
+    @pytest.mark.parametrize("role", [Role.INPUT, Role.HIDDEN, Role.OUTPUT])
+    def test_a_wrong_cell_is_named(self, models, role, cell, kind, optimizer):
+        factor = {Role.INPUT: m_out, Role.HIDDEN: m_in, Role.OUTPUT: m_in}[role] ** 0.5
+        family = OPTIMIZERS[optimizer].family
+        wrong = mt.PARAMETERIZATIONS["mup"].with_cell(role, cell, lambda right: right * factor, family=family)
+        report = mlp_check(models, wrong, optimizer)
+        assert (report.verdict, report.culprits[0].kind, blamed_role(report)) == ("fail", kind, role)
+
+    @pytest.mark.parametrize("table", [*TABLES, "mean-field", "ntk-stable"])
+    def test_right_tables_hold_exactly(self, models, table):
+        report = mlp_check(models, table, seeds=2)
+        assert {setting.kind for setting in report.groups} == {"eps", "decay"}
+        assert all(setting.holds for setting in report.groups)
+
+
 def decoder_check(models, table, optimizer="adamw", **settings) -> CoordReport:
     return mt.coord_check(
         lambda width: models.gpt(width, **settings),
