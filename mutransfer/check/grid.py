@@ -47,7 +47,7 @@ class Grid:
     def until_decided(self, subject: Subject, seeds: int) -> tuple[Runs, Judged]:
         """Doubles the seeds until the verdict and its cause are decided, or the cap is reached."""
         runs: dict[int, list[Run]] = {size: [] for size in self.sizes}
-        settings = {size: subject.settings(size) for size in (self.sizes[0], self.sizes[-1])}
+        settings = subject.settings((self.sizes[0], self.sizes[-1]))
         wanted = seeds
         while True:
             self._extend(runs, subject, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,13 +42,13 @@ class Subject:
         name: of the parameterization.
         make: size -> the model and its optimizer.
         carried: size -> (parameter -> the factor that it carries for another tensor, where that is not 1).
-        settings: size -> (parameter -> what the optimizer would be given, with weight decay).
+        settings: sizes -> what the optimizer would be given at each, with weight decay.
     """
 
     name: str
     make: Callable[[int], tuple[nn.Module, Optimizer]]
     carried: Callable[[int], Mapping[str, float]]
-    settings: Callable[[int], Mapping[str, Settings]]
+    settings: Callable[[Iterable[int]], Mapping[int, Mapping[str, Settings]]]
 
 
 @dataclass(frozen=True)

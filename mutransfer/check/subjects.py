@@ -51,9 +51,9 @@ def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float
     def carried(size: int) -> Mapping[str, float]:
         return {line.name: line.carried for line in plan_of(size) if line.carried != 1.0}
 
-    def settings(size: int) -> Mapping[str, Settings]:
+    def settings(sizes: Iterable[int]) -> Mapping[int, Mapping[str, Settings]]:
         with torch.random.fork_rng():
-            return _planned_settings(plan_of(size), build(size), lr)
+            return {size: _planned_settings(plan_of(size), build(size), lr) for size in sizes}
 
     return Subject(name, make, carried, settings)
 
@@ -82,15 +82,19 @@ def handwritten(name: str, build: Build, make_optimizer: MakeOptimizer) -> Subje
             )
         return model, optimizer
 
-    def settings(size: int) -> Mapping[str, Settings]:
+    def settings(sizes: Iterable[int]) -> Mapping[int, Mapping[str, Settings]]:
         with torch.random.fork_rng():
-            model, optimizer = make(size)
-        found = _named(model, optimizer.param_groups)
-        if {s.eps for s in found.values()} == {optimizer.defaults.get("eps")}:  # left alone, which no one calls scaled
-            found = {name: replace(s, eps=None) for name, s in found.items()}
-        return found
+            made = {size: make(size) for size in sizes}
+        found = {size: _named(model, optimizer.param_groups) for size, (model, optimizer) in made.items()}
+        one_eps = len({s.eps for settings in found.values() for s in settings.values()}) == 1
+        return {size: _without_eps(settings) if one_eps else settings for size, settings in found.items()}
 
     return Subject(name, make, lambda size: {}, settings)
+
+
+def _without_eps(found: Mapping[str, Settings]) -> Mapping[str, Settings]:
+    """Where it is one number at all sizes, it is left alone, which no one calls scaled wrongly."""
+    return {name: replace(settings, eps=None) for name, settings in found.items()}
 
 
 def _named(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> Mapping[str, Settings]:

@@ -110,6 +110,30 @@ class TestEpsAndDecay:
         assert {setting.kind for setting in report.groups} == {"eps", "decay"}
         assert all(setting.holds for setting in report.groups)
 
+    @pytest.mark.parametrize(("wrong", "verdict"), [("2.weight", "fail"), (None, "pass")])
+    def test_one_wrong_eps_in_hand_written_code_is_named(self, models, wrong, verdict):
+        """Though every eps is the optimizer's default at the base."""
+
+        def by_hand(width):
+            model = models.mlp(width)
+            mt.plan(model, "mup", base=WIDTHS[0], factory=models.mlp, example_inputs=models.vectors).apply(model)
+            return model
+
+        def optimizer(model, width):
+            planned = models.mlp(width)
+            plan = mt.plan(planned, "mup", base=WIDTHS[0], factory=models.mlp, example_inputs=models.vectors)
+            groups = [
+                {"params": [p], "lr": 2**-8 * plan[n].lr, "eps": 1e-8 * (1.0 if n == wrong else plan[n].eps)}
+                for n, p in model.named_parameters()
+            ]
+            return torch.optim.AdamW(groups, weight_decay=0.0)
+
+        report = mt.coord_check(
+            by_hand, widths=WIDTHS, seeds=4, steps=1, example_inputs=models.vectors, make_optimizer=optimizer
+        )
+        assert report.verdict == verdict
+        assert [c.name for c in report.culprits] == ([wrong] if wrong else [])
+
 
 def decoder_check(models, table, optimizer="adamw", **settings) -> CoordReport:
     return mt.coord_check(
