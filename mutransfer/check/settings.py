@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +86,7 @@ def read_settings(
         before, after = groups[min(runs)].get(pair.partner), groups[max(runs)].get(pair.name)
         if before is None or after is None:
             continue  # frozen
-        group = axis.claim(pair.small[0], pair.large[0], tied=False).group
+        group = axis.claim(_main(pair.small), _main(pair.large), tied=False).group
         if isinstance(group, Role):
             expected = _in_width(group, pair, table, optimizer)
         else:
@@ -107,6 +107,12 @@ def _pairs(runs: Runs, axis: Axis) -> Iterator[_Pair]:
             yield _Pair(name, partners[pooled], uses, small[partners[pooled]], blocks)
 
 
+def _main(uses: Sequence[Use]) -> Use:
+    """The use that its row of the table is for: a recurrent matrix meets a state of zeros before it contracts one, and
+    an embedding that is read out too is an embedding."""
+    return uses[0] if uses[0].lookup else max(uses, key=lambda use: use.fan_in)
+
+
 def _by_parameter(run: Run) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for use in run.init.uses:
@@ -124,7 +130,7 @@ def _measured(before: Settings, after: Settings, optimizer: Optimizer) -> Iterat
 
 def _in_width(role: Role, pair: _Pair, table: Parameterization, optimizer: Optimizer) -> Products:
     """What is typed for muP and its forms; another table is taken at its word."""
-    small, large = pair.small[0], pair.large[0]
+    small, large = _main(pair.small), _main(pair.large)
     ratios = {"m_in": large.fan_in / small.fan_in, "m_out": large.fan_out / small.fan_out}
     if dict(table.gauge) == MUP_GAUGE:
         return {"eps": MUP_LR_EPS[role].at(**ratios), "decay": 1.0}

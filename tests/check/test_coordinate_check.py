@@ -110,6 +110,23 @@ class TestEpsAndDecay:
         assert {setting.kind for setting in report.groups} == {"eps", "decay"}
         assert all(setting.holds for setting in report.groups)
 
+    def test_a_recurrent_matrix_is_held_to_what_it_contracts(self):
+        """The state that it meets first is zeros."""
+
+        class Recurrent(torch.nn.Module):
+            def __init__(self, width):
+                super().__init__()
+                self.embed, self.read = torch.nn.Embedding(32, width), torch.nn.Linear(width, 32)
+                self.core = torch.nn.LSTM(width, width, batch_first=True)
+
+            def forward(self, ids):
+                return self.read(self.core(self.embed(ids))[0])
+
+        ids = torch.arange(1, 6)[None]
+        report = mt.coord_check(Recurrent, widths=(32, 64, 128), seeds=2, steps=2, example_inputs=ids)
+        assert {s.group for s in report.groups if s.name == "core.weight_hh_l0"} == {"hidden"}
+        assert all(setting.holds for setting in report.groups)
+
     @pytest.mark.parametrize(("wrong", "verdict"), [("2.weight", "fail"), (None, "pass")])
     def test_one_wrong_eps_in_hand_written_code_is_named(self, models, wrong, verdict):
         """Though every eps is the optimizer's default at the base."""
