@@ -85,6 +85,8 @@ def expand(text: str) -> str:
     >>> expand("2**-2,[1/4, 3*8]"), expand("choice(2**3,2**4)")
     ('0.25,[0.25,24]', 'choice(8,16)')
     """
+    if "^" in text:
+        raise ConfigError(f"{text[:_LONGEST]!r} is not a number. Write a power with **, as in 2**-10.")
     if call := _CALL.fullmatch(text):
         return call[1] + expand(call[2]) + call[3]
     return "".join(_expand_piece(piece) for piece in _PIECES.split(text))

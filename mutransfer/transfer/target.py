@@ -191,9 +191,10 @@ def _only_ruled(proxy: _Proxy, sizes: Mapping[str, float]) -> None:
         tuned = proxy.settings.get(axis.key)
         if tuned is not None and float(tuned) != size and not _has_rule(proxy, axis):
             ruled = " and ".join(name for name, other in AXES.items() if _has_rule(proxy, other))
+            other = ", or sweep under depth-mup or completep" if name == "depth" else ""
             raise ConfigError(
                 f"{proxy.name} has no rule for {name} ({axis.symbol} = {size / float(tuned):g}); it carries "
-                f"hyperparameters over {ruled} only. Keep {axis.key}={tuned}, or tune at {axis.key}={size:g}."
+                f"hyperparameters over {ruled} only. Keep {axis.key}={tuned}, or tune at {axis.key}={size:g}{other}."
             )
 
 

@@ -70,6 +70,20 @@ def test_the_demo_shares_its_base_width_trials_and_fits_its_budget(sweep: Compos
     assert by_table["sp"] < by_table["mup"]
 
 
+def test_the_experiment_over_depth_shares_its_base_trials_and_fits_its_budget(sweep: Composer) -> None:
+    points = expand(sweep, ["experiment=depth_transfer"]).points(fingerprint)
+    trials = {point.key: point for point in points}
+    seconds = {2: 1.5, 4: 2.7, 8: 5.3, 16: 10.7}  # per trial, measured
+    assert sum(seconds[point.config["model"]["depth"]] for point in trials.values()) <= 25 * 60
+    at_base = {p.key for p in points if p.config["model"]["depth"] == 2}
+    assert len(at_base) == 5 * 3
+    assert {p.config["model"]["width"] for p in points} == {64}
+    for name in ("mup", "depth-mup", "completep"):
+        own = [p for p in points if p.config["parameterization"]["name"] == name]
+        assert {p.config["model"]["depth"] for p in own} == {2, 4, 8, 16}
+        assert at_base <= {p.key for p in own}
+
+
 def test_an_override_replaces_that_key_in_every_grid(sweep: Composer) -> None:
     configs = expand(sweep, ["experiment=demo", "parameterization=sp", "model.width=64"]).configs
     assert {(c["parameterization"]["name"], c["model"]["width"]) for c in configs} == {("sp", 64)}
@@ -142,6 +156,7 @@ def test_a_users_own_folder_adds_options_and_experiments(tmp_path: Path) -> None
         (["model.width=5"], "must be a multiple of model.head_dim=16, such as 16"),
         (["model.width=64", "base=40"], "base=40 is no width that this model can have: .*such as 32 or 48"),
         (["model.width=64", "model.base_width=40"], "base=40 is no width that this model can have"),
+        (["optimizer.lr=2^-6"], r"optimizer.lr: '2\^-6' is not a number. Write a power with \*\*, as in 2\*\*-10"),
         (["base_depth=0"], "base_depth=0: it must be greater than 0"),
         (["model.base_depth=two"], "base_depth=two: a whole number is expected"),
         (["parameterization=completep", "base_depth=null"], "completep scales with depth and needs base_depth: give"),

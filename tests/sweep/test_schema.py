@@ -26,9 +26,7 @@ def test_every_model_that_can_be_built_can_be_configured() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_schema_of_a_model_is_what_the_model_takes(model: str) -> None:
-    assert (
-        names(MODELS[model]) - {"name", *OF_THE_BASE} == names(REAL_MODELS[model].config) - FROM_THE_DATA
-    )
+    assert names(MODELS[model]) - {"name", *OF_THE_BASE} == names(REAL_MODELS[model].config) - FROM_THE_DATA
 
 
 def test_every_data_set_that_can_be_read_can_be_configured() -> None:

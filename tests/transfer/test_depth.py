@@ -140,7 +140,10 @@ class TestTheTarget:
     def test_one_tuned_depth_is_enough_where_the_table_has_a_rule(self, trial):
         found = transfer_hyperparameters(sweep(trial, depths=(2,)), {"depth": 32})
         assert found["optimizer.lr"] == pytest.approx(2**-6, rel=0.02)
-        with pytest.raises(ConfigError, match=r"mup has no rule for depth \(m_L = 16\); .* over width only"):
+        with pytest.raises(
+            ConfigError,
+            match=r"mup has no rule for depth \(m_L = 16\); .* or sweep under depth-mup or completep",
+        ):
             transfer_hyperparameters(sweep(trial, "mup", depths=(2,)), {"depth": 32})
 
     def test_where_only_the_sweep_speaks_for_it_there_is_a_caution(self, trial):
