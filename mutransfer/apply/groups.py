@@ -33,7 +33,7 @@ def param_groups(
     eps: float = EPS,
     groups: Iterable[Mapping[str, Any]] | None = None,
 ) -> list[Group]:
-    """Groups for `torch.optim`, one per distinct (lr, eps, weight decay), each with its `param_names`.
+    """Groups for `torch.optim`, one per distinct (lr, eps, weight decay) and device mesh, each with its `param_names`.
 
     Every group carries its own lr, eps and weight decay, so the optimizer's defaults do not apply to them, and its lr
     once more as `planned_lr`: what schedules and checkpoints leave alone.
@@ -105,10 +105,11 @@ def _listed(params: Any) -> Sequence[Any]:
 
 def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]], plan: PlanData) -> list[Group]:
     has_eps = find_optimizer(plan.optimizer).has_eps
-    merged: dict[tuple[float, float, float], Group] = {}
+    merged: dict[tuple[Any, ...], Group] = {}
     for line, tensor in members:
         _refuse_decay(line, float(values["weight_decay"]))
-        key = (line.lr, line.eps, line.weight_decay)
+        mesh = getattr(tensor, "device_mesh", None)  # no kernel takes whole and sharded tensors at once
+        key = (line.lr, line.eps, line.weight_decay, mesh)
         if key not in merged:
             scaled = {"lr": values["lr"] * line.lr, "weight_decay": values["weight_decay"] * line.weight_decay}
             if has_eps:

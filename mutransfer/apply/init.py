@@ -7,8 +7,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import distribute_tensor
 
-from mutransfer.apply.names import planned_parameters
+from mutransfer.apply.names import is_sharded, planned_parameters, whole
 from mutransfer.errors import AlreadyParameterizedError
 from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.laws import Law, estimate, fits
@@ -30,11 +31,18 @@ def initialize(model: nn.Module, plan: PlanData) -> None:
             _check_fresh(line, tensor)
     for line, tensor in pairs:
         if plan.init == "table" and not math.isnan(line.init_law.mean):
-            tensor.copy_(_draw(line, tensor))
+            tensor.copy_(_as_placed(_draw(line, tensor), tensor))
         elif line.init_factor != 1.0:
             tensor.mul_(line.init_factor)
             if line.offset:  # c (1 + w) - 1
                 tensor.add_(line.offset * (line.init_factor - 1))
+
+
+def _as_placed(fresh: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor laid out as a sharded one is; the first rank's draw counts, whatever the others' seeds."""
+    if not is_sharded(like):
+        return fresh
+    return distribute_tensor(fresh, like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
 def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
@@ -44,16 +52,17 @@ def _draw(line: ParamPlan, tensor: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
     fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
     mean = 0.0 if line.init_law.centred else (line.offset + line.init_law.mean) * line.init_factor - line.offset
-    return (fresh * line.init_std + mean).to(tensor)
+    return (fresh * line.init_std + mean).to(device=tensor.device, dtype=tensor.dtype)
 
 
 def _check_fresh(line: ParamPlan, tensor: Tensor) -> None:
     """A tensor already scaled, or trained, must not be scaled again."""
     law = line.init_law
-    if not law.measured and not fits(law, tensor):
+    values = whole(tensor)
+    if not law.measured and not fits(law, values):
         raise AlreadyParameterizedError(
             f"{line.name!r} is not as its constructor leaves it ({_in_words(law)}; here "
-            f"{_in_words(estimate(tensor))}): it was scaled or trained already. Parameterize a fresh model, "
+            f"{_in_words(estimate(values))}): it was scaled or trained already. Parameterize a fresh model, "
             "or give init='keep' for a pretrained one."
         )
 

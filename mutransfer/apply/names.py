@@ -11,6 +11,17 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP1 and activation checkpointing insert into a parameter's name."""
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor: this rank holds a part, or one of several copies."""
+    return hasattr(tensor, "device_mesh")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; a sharded one is gathered, for which every rank must ask."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
 def plain_name(name: str) -> str:
     """The name that the parameter has in the model itself.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mutransfer.apply.multipliers import PLAIN_SCALES, Scaled
 from mutransfer.convert.parameterize import MARK
+from mutransfer.convert.wrapped import refuse_wrapped
 from mutransfer.errors import ConfigError, MutransferError, RoleError
 from mutransfer.planning.inputs import Inputs, find_inputs
 from mutransfer.planning.ops import Trace
@@ -19,6 +20,8 @@ from mutransfer.planning.sites import AttentionSite, attention_sites
 from mutransfer.planning.trace import trace
 
 _PROGRAM = "or keep the multiplier and write a program with torch.export.export(model, inputs)"
+
+_WHOLE = "Load a full state dict into a whole model on which plan.apply was called, and export that."
 
 
 def export(model: nn.Module, *, example_inputs: Any = None) -> nn.Module:
@@ -55,22 +58,15 @@ def export(model: nn.Module, *, example_inputs: Any = None) -> nn.Module:
 def _refuse_unplain(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {model!r}, which is no nn.Module. Give the model that was parameterized.")
-    if hasattr(model, "_orig_mod"):
-        raise ConfigError("The model is compiled. Export the one inside: mutransfer.export(model._orig_mod).")
+    refuse_wrapped(model, "Export", sharded=_WHOLE)
     if not any(MARK in vars(module) for module in model.modules()):
         raise ConfigError(
             f"This {type(model).__name__} carries no plan, so there is nothing to take out of it. Give the model that "
             "was parameterized."
         )
-    if MARK not in vars(model) and isinstance(getattr(model, "module", None), nn.Module):
-        raise ConfigError(f"The model is wrapped in {type(model).__name__}. Export the one inside: model.module.")
     for name, parameter in model.named_parameters():
-        if type(parameter.data) is not Tensor or parameter.is_meta:
-            what = "on the meta device" if parameter.is_meta else f"a {type(parameter.data).__name__}"
-            raise ConfigError(
-                f"{name!r} is {what}, not a whole tensor with values. Load a full state dict into an unsharded model "
-                "on which plan.apply was called, and export that."
-            )
+        if parameter.is_meta:
+            raise ConfigError(f"{name!r} is on the meta device and has no values. {_WHOLE}")
 
 
 def _multiplied(model: nn.Module) -> Iterator[str]:

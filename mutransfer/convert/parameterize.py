@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from mutransfer.apply.clip import clip_grad_norm_
 from mutransfer.apply.groups import EPS, make_optimizer, param_groups
 from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
+from mutransfer.convert.wrapped import refuse_wrapped
 from mutransfer.errors import AlreadyParameterizedError, ConfigError
 from mutransfer.planning.base import BaseSpec
 from mutransfer.planning.bsh import is_bsh, width_of_bsh
@@ -24,6 +26,8 @@ from mutransfer.rules.table import Parameterization
 MARK = "_mutransfer"
 """Attribute on every module with parameters of a parameterized model, which names the parameterization: none is applied
 twice."""
+
+_SHARDED = "Make the plan of the whole model, on meta if it is large; plan.apply then takes the sharded one."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +76,9 @@ class Plan(PlanData):
         made = self.param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
         return make_optimizer(self, made, lr=lr, **options)
 
-    def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
+    def clip_grad_norm_(self, model: nn.Module, max_norm: float, *, group: ProcessGroup | None = None) -> Tensor:
         """See `mutransfer.apply.clip.clip_grad_norm_`."""
-        return clip_grad_norm_(model, self, max_norm)
+        return clip_grad_norm_(model, self, max_norm, group=group)
 
 
 def plan(
@@ -95,6 +99,7 @@ def plan(
 ) -> Plan:
     """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
     refuse_parameterized(model)
+    refuse_wrapped(model, "Parameterize", sharded=_SHARDED)
     options = make_options(
         parameterization,
         optimizer,
