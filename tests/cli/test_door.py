@@ -223,7 +223,7 @@ def test_a_run_dir_may_look_like_an_override(tmp_path: Path, monkeypatch: pytest
             "mutransfer sweep parameterization=sp,mup-",
             ["parameterization=sp,mup-table3", "parameterization=sp,mup-table9"],
         ),
-        ("mutransfer train experiment=d", ["experiment=demo"]),
+        ("mutransfer train experiment=de", ["experiment=demo", "experiment=depth_transfer"]),
         ("mutransfer train hp.lr.in", ["hp.lr.input="]),
         ("mutransfer train hp.l", ["hp.lr."]),
         ("mutransfer train optimizer=sgd optimizer.mom", ["optimizer.momentum="]),
