@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -131,6 +131,9 @@ PRIMARY = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "hidden_dim",
 SMALLEST_WIDTH = 8
 """A size below this in a width field counts something else (the 3 of an image's channels in a list of them)."""
 
+MOST_STAGES = 6
+"""A longer list has an entry per layer."""
+
 Path = tuple[str, ...]
 HeadScaling = Literal["heads", "head_dim"]
 
@@ -233,8 +236,20 @@ def width_fields(config: Any, scale: HeadScaling = "heads") -> list[Field]:
 
 
 def depth_fields(config: Any) -> list[Field]:
-    """The fields that follow the depth: numbers of layers, and lists with an entry per layer."""
-    return [field for field in fields_of(config) if field.kind in (Kind.DEPTH, Kind.LAYER_LIST)]
+    """The fields that follow the depth: numbers of layers, and lists with an entry per layer; no number of stages."""
+    known = list(fields_of(config))
+    stages = {owner: stage_counts([f for f in known if f.owner == owner]) for owner in {f.owner for f in known}}
+    fields = [field for field in known if field.kind in (Kind.DEPTH, Kind.LAYER_LIST)]
+    return [
+        field for field in fields if isinstance(field.value, list | tuple) or field.value not in stages[field.owner]
+    ]
+
+
+def stage_counts(fields: Iterable[Field]) -> set[int]:
+    """Lengths of lists with an entry per stage: a number of layers beside them that equals one counts stages."""
+    kinds = (Kind.WIDTH, Kind.DEPTH, Kind.HEADS)
+    lengths = {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple)}
+    return {length for length in lengths if 1 < length <= MOST_STAGES}
 
 
 def primary_field(config: Any) -> str | None:

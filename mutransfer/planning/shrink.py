@@ -10,6 +10,7 @@ from typing import Any
 
 from mutransfer.errors import ShapeError
 from mutransfer.planning.fields import (
+    MOST_STAGES,
     SMALLEST_WIDTH,
     Field,
     Kind,
@@ -21,6 +22,7 @@ from mutransfer.planning.fields import (
     mapped,
     numbers,
     primary_field,
+    stage_counts,
     unset_placeholders,
     with_values,
 )
@@ -71,8 +73,6 @@ ATTEMPTS = (
     Sizes(width=512, head_dim=64, patches=4, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
-MOST_STAGES = 6
-"""A longer list has an entry per layer."""
 MOST_REPAIRS = 6
 """How many groups of fields are left as they were, by what the failures name, before an attempt is given up."""
 
@@ -286,7 +286,7 @@ def _image(field: Field, fields: Sequence[Field], sizes: Sizes) -> Any:
     patch = max((v for f in patches for v in numbers(f.value)), default=0)
     beside = [f for f in fields if f.owner == field.owner]
     side = patch * sizes.patches if patch else 16 * sizes.patches
-    if _stages(beside):  # every stage halves it
+    if stage_counts(beside):  # every stage halves it
         side = max(side, 16 * sizes.patches, 8 * patch)
     return mapped(field.value, lambda size: min(size, side) if size > 1 else size)
 
@@ -302,7 +302,7 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
         lists = [f for f in here if f.kind is Kind.LAYER_LIST and isinstance(f.value, list | tuple)]
         indices = [f for f in here if f.kind is Kind.LAYER_INDEX]
         kept = _kept_layers(lists, indices, sizes)
-        stages = _stages(here)
+        stages = stage_counts(here)
         for field in here:
             if field.kind is Kind.DEPTH and (isinstance(field.value, list | tuple) or field.value not in stages):
                 values[field.path] = _fewer_layers(field.value, len(kept), sizes)
@@ -328,13 +328,6 @@ def _per_layer(config: Any, fields: Sequence[Field], values: Mapping[Path, Any])
             if isinstance(value, list | tuple) and len(value) == field.value > MOST_STAGES:
                 cut[path] = type(value)(value[:fewer])
     return cut
-
-
-def _stages(fields: Sequence[Field]) -> set[int]:
-    """Lengths of lists with an entry per stage: a number of layers that equals one counts stages."""
-    kinds = (Kind.WIDTH, Kind.DEPTH, Kind.HEADS)
-    lengths = {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple)}
-    return {length for length in lengths if 1 < length <= MOST_STAGES}
 
 
 def _fewer_layers(value: Any, depth: int, sizes: Sizes) -> Any:

@@ -60,7 +60,12 @@ def test_width_follows_heads_or_head_dim_never_both() -> None:
 
 
 def test_depth_is_numbers_of_layers_and_lists_of_them() -> None:
-    assert {field.name for field in depth_fields(SwinConfig())} >= {"depths", "num_layers"}
+    assert {field.name for field in depth_fields(LlamaConfig())} == {"num_hidden_layers"}
+
+
+def test_a_number_of_stages_is_no_depth() -> None:
+    assert SwinConfig().num_layers == len(SwinConfig().depths) == 4
+    assert {field.name for field in depth_fields(SwinConfig())} == {"depths"}
 
 
 def test_fields_of_inner_configs_carry_their_path() -> None:
