@@ -8,7 +8,7 @@ from typing import Any
 
 from mutransfer.figures import exponents, losses, optimum
 from mutransfer.figures.style import figure_size, png, svg
-from mutransfer.report.words import hyperparameter
+from mutransfer.report.words import axis_of, hyperparameter
 
 Json = Mapping[str, Any]
 
@@ -55,5 +55,5 @@ def check_drawings(check: Json, prefix: str) -> tuple[list[Drawing], bytes] | No
     for kind in exponents.KINDS:
         name = f"{prefix}-{kind}"
         figure = exponents.exponent_panel(judged, kind)
-        drawn.append(Drawing(name, svg(figure, name, f"Exponent in width of every parameter: {kind}")))
+        drawn.append(Drawing(name, svg(figure, name, f"Exponent in {axis_of(check)} of every parameter: {kind}")))
     return drawn, png(exponents.exponent_figure(judged))

@@ -17,8 +17,8 @@ TONES = {"transfers": "good", "pass": "good", "does not transfer": "bad", "fail"
 SIGNS = {"good": "\u2713", "bad": "\u2717", "open": "?"}
 CHECK_WORDS = {
     "pass": "every parameter's size and change keep to the law of its parameterization",
-    "fail": "a parameter's size or change grows or shrinks with width where it must not",
-    "undecided": "the intervals are too wide to tell: add seeds or widths",
+    "fail": "a parameter's size or change does not go with {axis} as the law says",
+    "undecided": "the intervals are too wide to tell: add seeds or {axis}s",
 }
 
 PER_ROLE = ("value", "multiplier", "init")
@@ -85,7 +85,8 @@ def unshown_check(why: str) -> Markup:
 
 def check_verdict(check: Json, *, first: bool) -> Markup:
     verdict = str(check["verdict"])
-    sentence = f"Coordinate check: {verdict}. {CHECK_WORDS.get(verdict, '').capitalize()}."
+    meaning = CHECK_WORDS.get(verdict, "").format(axis=words.axis_of(check)).capitalize()
+    sentence = f"Coordinate check: {verdict}. {meaning}."
     culprits = items([*([check["reason"]] if check.get("reason") else []), *map(_culprit, check.get("culprits", ()))])
     of = tag("p", _of(check), class_="soft")
     return banner(verdict, sentence, culprits, of) if first else tag("section", tag("h2", sentence), culprits, of)
@@ -185,14 +186,18 @@ def _glossary(report: Json) -> Markup:
 
 def slopes(check: Json) -> Markup:
     judged = [one for one in check["slopes"] if one.get("law") is not None]
-    rows = [
-        (tag("code", s["name"]), s["kind"], str(s.get("role") or ""), words.spread(s, "+.2f"), f"{s['law']:+g}")
-        for s in judged
-    ]
+    rows = [(tag("code", s["name"]), s["kind"], _row_of(s), words.spread(s, "+.2f"), f"{s['law']:+g}") for s in judged]
     if not rows:
         return Markup("")
-    shown = table(("parameter", "of", "role", "exponent in width", "law"), rows)
+    axis = words.axis_of(check)
+    row = "place" if axis == "depth" else "role"
+    shown = table(("parameter", "of", row, f"exponent in {axis}", "law"), rows)
     return tag("details", tag("summary", f"All {len(rows)} exponents"), shown)
+
+
+def _row_of(slope: Json) -> str:
+    """The row of the table that a tensor is held to."""
+    return str(slope.get("place") or slope.get("role") or "")
 
 
 def environment(given: Mapping[str, Any], command: str) -> Markup:

@@ -13,6 +13,11 @@ def hyperparameter(key: str) -> str:
     return "learning rate" if key == LR else key
 
 
+def axis_of(check: Json) -> str:
+    """What varies in a coordinate check: "width" or "depth"."""
+    return str(check.get("axis", "width"))
+
+
 def headline(report: Json) -> str:
     """One sentence about the subject."""
     names = subjects(report)

@@ -201,3 +201,13 @@ def test_words_for_divergence_and_for_a_control_that_is_the_subject(renamed, tmp
     text = words(write_report(tmp_path, content))
     assert "sp does not transfer: the best learning rate at width 32 is not the best at width 128." in text
     assert "Training width 128 at the best learning rate of width 32 diverges" in text
+
+
+def test_a_check_in_depth_says_depth(check, tmp_path):
+    """Where the same numbers over widths say width."""
+    for axis, other in (("depth", "width"), ("width", "depth")):
+        page = write_report(tmp_path / axis / "check.html", check={**check, "axis": axis})
+        text = words(page)
+        assert f"exponent in {axis}" in text
+        assert f"Exponent in {axis} of every parameter" in page.read_text()
+        assert f"exponent in {other}" not in text.replace(f"exponent in {axis}", "")
