@@ -250,8 +250,11 @@ def _refuse_unexplained(
 ) -> None:
     lost = [name for name in unexplained(places, own.trace, own.branches, templates) if name not in given]
     if lost:
+        pattern = templates.of(lost[0])
+        if any(fnmatch.fnmatchcase(name, pattern) for name in places.keys() - set(lost)):
+            pattern = lost[0]  # of a flat list of layers the index is all that tells a parameter from others
         raise RoleError(
             f"{lost[0]!r} stands in a block that repeats with depth, and in no residual branch: no depth rule is known "
-            f"for it. Say what it is with roles={{{templates.of(lost[0])!r}: '{Place.INNER}'}} (one of "
+            f"for it. Say what it is with roles={{{pattern!r}: '{Place.INNER}'}} (one of "
             f"{', '.join(Place)}), or use a table without depth rules."
         )

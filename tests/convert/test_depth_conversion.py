@@ -259,3 +259,14 @@ def test_a_saved_plan_keeps_the_places(tmp_path):
     assert mt.Plan.load(plan.save(tmp_path / "plan.json")) == plan
     with pytest.raises(mt.MutransferError, match="does not tell which residual branches repeat"):
         mt.plan(llama(8), "completep", base=tmp_path / "plan.json")
+
+
+def test_the_advice_for_a_flat_list_of_layers_names_one_parameter_alone():
+    """`*.weight` would be every weight of the model."""
+
+    def flat(depth):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(9, 8), *(zoo.PreNorm() for _ in range(depth)), nn.Linear(8, 9))
+
+    with pytest.raises(mt.MutransferError, match=r"roles=\{'0\.weight': 'inner'\}"):
+        mt.plan(flat(4), "completep", base=flat(2), example_inputs=torch.arange(5)[None])
