@@ -16,8 +16,8 @@ from mutransfer.planning.shrink import Shrunk, shrink
 from mutransfer.planning.widths import discover_widths
 from zoo.subjects import NotBuiltError, Small, Subject, from_config
 
-HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
-         "IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
+HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
+         "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
          "VIDEO_CLASSIFICATION", "PRETRAINING")  # fmt: skip
 """Preferred tasks: those with a readout first."""
 

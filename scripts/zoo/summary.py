@@ -10,9 +10,9 @@ from typing import Any
 Row = dict[str, Any]
 TARGETS = (
     ("built", "builds by itself", lambda row: True, None),
-    ("answered", "converted or a sentence", lambda row: row.get("built"), 100),
-    ("shrunk", "shrunk", lambda row: row.get("built"), None),
-    ("converted", "converted", lambda row: row.get("built"), 95),
+    ("answered", "converted or a sentence", lambda row: row.get("built") is not False, 100),
+    ("shrunk", "shrunk", lambda row: row.get("built") is not False, None),
+    ("converted", "converted", lambda row: row.get("built") is not False, 95),
     ("attention_scale", "attention scale", lambda row: "attention_scale" in row, None),
     ("folded_is_explicit", "folded = explicit", lambda row: "folded_is_explicit" in row, None),
     ("all_verified", "terminals verified", lambda row: row.get("branches"), None),

@@ -70,11 +70,12 @@ def test_the_summary_counts_what_could_have_passed() -> None:
         {"model": "b", **beside, "built": True, "converted": False, "branches": 0, "reason": "no"},
         {"model": "c", **beside, "built": True, "reason": "CRASH"},
         {"model": "d", **beside, "built": False, "reason": "incomplete"},
+        {"model": "e", **beside, "reason": "TIME over 25 s"},
     ]
     lines = {line.split("  ")[0].strip(): line for line in summary(merged(rows)).splitlines() if line.strip()}
-    assert "3/4" in lines["builds by itself"]
-    assert "2/3" in lines["converted or a sentence"]
-    assert "1/3" in lines["converted"]
+    assert "3/5" in lines["builds by itself"]
+    assert "2/4" in lines["converted or a sentence"]
+    assert "1/4" in lines["converted"]
     assert "1/1" in lines["terminals verified"]
     assert "1/1" in lines["width check passed"]
     assert "too steep" not in summary(merged(rows))
