@@ -78,7 +78,10 @@ def read_base(
     if isinstance(base, bool) or (isinstance(base, int) and base <= 0):
         raise ConfigError(f"base={base!r} must be a width, a positive whole number.")
     if factory is not None and not isinstance(base, int):
-        raise ConfigError("factory= makes models from a width: give base= as the base's width with it.")
+        raise ConfigError(
+            "factory= makes models from a width: give base= as the base's width with it. A base that is a model, "
+            "config fields or a saved plan has sizes of its own: leave factory= out with it."
+        )
     if depth is not None and not isinstance(base, int):
         raise ConfigError("base_depth= goes with a base= that is a width; any other base has a depth of its own.")
     if isinstance(base, int) and factory is not None:

@@ -107,7 +107,7 @@ def test_bad_arguments_are_explained(arguments: list[str], says: str, capsys: py
     [
         (["--width", "100"], "model.width=100 must be a multiple of model.head_dim=64"),
         (["--precision", "fp8"], "There is no precision 'fp8'"),
-        (["--device", "gpu"], "device=gpu cannot be used here"),
+        (["--device", "gpu"], "device=gpu is no device"),
     ],
 )
 def test_impossible_sizes_are_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
