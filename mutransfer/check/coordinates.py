@@ -172,8 +172,9 @@ def _said(base: Any) -> int | dict[str, int] | str | None:
 
 def _doubt(against: Control | None, unseen: Sequence[str], *, unread: bool) -> str:
     """Why a check that finds nothing wrong cannot vouch that all is right; empty where it can."""
-    if against is not None and against.verdict == "pass":
-        return f"the control ({against.name}) passes too, so this check cannot tell right from wrong here"
+    if against is not None and against.verdict != "fail":
+        seen = "passes too" if against.verdict == "pass" else "does not fail"
+        return f"the control ({against.name}) {seen}, so this check cannot tell right from wrong here"
     if unseen:
         return f"the contribution of {unseen[0]!r} could not be seen, so nothing is known of it"
     if unread:

@@ -263,6 +263,23 @@ def test_where_the_control_passes_too_nothing_is_decided(models, monkeypatch):
     assert "passes too" in report.reason
 
 
+class TwoLayersMultiplied(torch.nn.Module):
+    """muP and SP are one here, so nothing can be told, however the control's noise falls."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, width), torch.nn.Linear(4, width)
+
+    def forward(self, x):
+        return (self.a(x) * self.b(x)).sum(-1)
+
+
+def test_where_the_control_does_not_fail_nothing_is_decided():
+    report = mt.coord_check(TwoLayersMultiplied, widths=WIDTHS)
+    assert (report.verdict, report.control.verdict) == ("undecided", "undecided")
+    assert "does not fail" in report.reason
+
+
 class TestVerdictAndCulprit:
     def test_pass_needs_every_interval_inside_and_fail_one_wholly_outside(self):
         good, open_, bad = (slope("w", "change", value, 0) for value in (0.1, 0.2, 0.4))
