@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_models import plan_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,31 +18,6 @@ from mutransfer.errors import RoleError
 
 X = torch.zeros(2, 6, 5)
 IDS = torch.ones(1, 6, dtype=torch.long)
-
-
-class Net(nn.Module):
-    """An input layer and whatever `head` does with the hidden state and parameters of the given shapes."""
-
-    def __init__(
-        self, width: int, head: Callable[[Any, Tensor], Tensor], shapes: Callable[[int], dict[str, tuple]]
-    ) -> None:
-        super().__init__()
-        self.width, self.head = width, head
-        self.embed = nn.Linear(5, width)
-        for name, shape in shapes(width).items():
-            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self, torch.tanh(self.embed(x)))
-
-
-def plan_of(
-    head: Callable[[Any, Tensor], Tensor], shapes: Callable[[int], dict[str, tuple]], **options: Any
-) -> mt.Plan:
-    def build(width: int) -> nn.Module:
-        return Net(width, head, shapes)
-
-    return mt.plan(build(64), "mup", base=16, factory=build, example_inputs=X, **options)
 
 
 def test_a_weight_times_one_over_sqrt_fan_in_keeps_the_size_that_it_has_at_the_base() -> None:

@@ -213,15 +213,19 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Poin
         assert store.counts("sweep").total == 1
 
 
+def finish_all(store: Store, chosen: list[Point]) -> None:
+    store.add("sweep", chosen)
+    while claim := store.claim("sweep", "a", lease=60):
+        store.finish("a", TrialRecord(key=claim.key, config=claim.config, status="done", val_loss=2.0))
+
+
 @pytest.mark.parametrize("text", ['{"key": "k", "conf', "[]", "", None])
 def test_a_half_written_record_is_named_and_its_trial_alone_is_put_back(
     text: str | None, tmp_path: Path, points: Points
 ) -> None:
     whole, broken = points(2)
     with Store.create(tmp_path) as store:
-        store.add("sweep", [whole, broken])
-        while claim := store.claim("sweep", "a", lease=60):
-            store.finish("a", TrialRecord(key=claim.key, config=claim.config, status="done", val_loss=2.0))
+        finish_all(store, [whole, broken])
         store._read("UPDATE run SET record = ? WHERE key = ?", (text, broken.key))
         named = rf"trial {broken.key[:12]} in .*{FILE_NAME} is damaged"
         with pytest.raises(RunError, match=named):
@@ -269,9 +273,7 @@ def test_a_damaged_status_is_named_and_its_trial_alone_is_put_back(
 ) -> None:
     whole, broken = points(2)
     with Store.create(tmp_path) as store:
-        store.add("sweep", [whole, broken])
-        while claim := store.claim("sweep", "a", lease=60):
-            store.finish("a", TrialRecord(key=claim.key, config=claim.config, status="done", val_loss=2.0))
+        finish_all(store, [whole, broken])
         store._read("UPDATE run SET status = ? WHERE key = ?", (status, broken.key))
         if status != "failed":
             with pytest.raises(RunError, match=rf"{FILE_NAME} has the status '{status}', .*Run its sweep again"):
