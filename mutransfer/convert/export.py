@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from mutransfer.apply.multipliers import PLAIN_SCALES, Scaled
 from mutransfer.convert.parameterize import MARK
 from mutransfer.convert.wrapped import refuse_wrapped
 from mutransfer.errors import ConfigError, MutransferError, RoleError
+from mutransfer.planning.calls import tensors_in
 from mutransfer.planning.inputs import Inputs, find_inputs
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.sites import AttentionSite, attention_sites
-from mutransfer.planning.trace import trace
+from mutransfer.planning.trace import evaluating, trace
 
 _PROGRAM = "or keep the multiplier and write a program with torch.export.export(model, inputs)"
 
@@ -180,15 +181,13 @@ def _check_same(model: nn.Module, plain: nn.Module, inputs: Inputs, rewritten: s
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Of the evaluated model, the same random numbers drawn."""
-    was_training = {module: module.training for module in model.modules()}
+    """What the evaluated model returns in floating point, the same random numbers drawn."""
     device = next(model.parameters()).device
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     try:
-        model.eval()
-        with torch.random.fork_rng(devices=[]):
+        with evaluating(model, True), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return list(_floating(model(*_moved(args, device), **_moved(kwargs, device))))
+            out = model(*_moved(args, device), **_moved(kwargs, device))
     except MutransferError:
         raise
     except Exception as error:  # whatever a foreign forward pass raises
@@ -196,9 +195,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
             f"The forward pass failed on the example inputs ({type(error).__name__}: {error}), so the exported model "
             "cannot be checked. Give example_inputs= that it accepts."
         ) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
+    return [tensor for tensor in tensors_in((out,)) if tensor.is_floating_point()]
 
 
 def _moved(inputs: Any, device: torch.device) -> Any:
@@ -207,14 +204,3 @@ def _moved(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, tuple | list):
         return type(inputs)(_moved(value, device) for value in inputs)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
-
-
-def _floating(out: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in whatever a model returns."""
-    if isinstance(out, Tensor):
-        if out.is_floating_point():
-            yield out
-    elif isinstance(out, Mapping | tuple | list):
-        values: Iterable[Any] = out.values() if isinstance(out, Mapping) else out
-        for value in values:
-            yield from _floating(value)
