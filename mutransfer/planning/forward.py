@@ -23,6 +23,8 @@ _WHOLE = {"mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm", "embedding",
 """Ops of which the result is proportional to the parameters that they read, taken together."""
 _ROWS_TIMES_COLUMNS = {"mm": (0, 1), "bmm": (0, 2), "addmm": (1, 1), "baddbmm": (1, 2), "dot": (0, 0), "mv": (0, 1)}
 """Op -> the operand and its dimension that is summed over."""
+_SUMS = {"sum", "linalg_vector_norm", "norm", "logsumexp"}
+_ENTRYWISE = {"pow", "exp", "abs", "square"}
 T = TypeVar("T")
 
 
@@ -32,7 +34,7 @@ class Forward:
 
     Attributes:
         scales: attention (its module's path, with #2 for its second, ...) -> (head_dim, softmax scale).
-        products: (module, size summed over) of every other product of two activations.
+        products: (module, size summed over) of every other sum over activations.
         constants: (module, factor) of every activation times a number, those of the scales left out.
     """
 
@@ -150,8 +152,8 @@ def compare_forward(trace: Trace, base: Forward) -> tuple[list[Correction], list
         ]
         if grown:
             notes.append(
-                f"{len(grown)} products of two activations sum over a size that grows with width, and no softmax scale "
-                f"could be read there ({_few(grown)}): no rule is applied to them"
+                f"sums over activations (products of two, say) go over a size that grows with width, {len(grown)} of "
+                f"them, in {_few(grown)}: no parameter is contracted there, and no rule is applied"
             )
     return corrections, notes
 
@@ -246,20 +248,39 @@ def _constants(trace: Trace, sites: Sequence[AttentionSite]) -> list[tuple[int, 
 
 
 def _products(trace: Trace, sites: Sequence[AttentionSite]) -> list[tuple[int, int]]:
-    """Every product of two activations that is summed and is no attention's q k, with the size summed over."""
+    """Every sum over entries of activations, products of two among them, that no parameter is contracted in, and that
+    is no attention's q k and no norm: with the size summed over."""
     read = frozenset().union(*(site.ops for site in sites))
+    ruled = {use.op for uses in trace.uses.values() for use in uses if use.kind == "contraction"}
+    divided = {op.inputs[0] for op in trace.ops if op.name in ("div", "mul") and normalizes(trace, op)}
     found = []
     for i, op in enumerate(trace.ops):
-        size = None if i in read or op.static or op.parameters else _summed_size(trace, op)
-        if size is not None:
+        if i in read or i in ruled or op.static or op.parameters or not op.inputs:
+            continue
+        size = _summed_size(trace, op)
+        if size is None and op.name in _SUMS and _whole_of(trace, op) not in divided:
+            size = _gone_over(op.shapes[0], op.result_shapes[0])
+        if size is not None and not _averages(trace, op, size):
             found.append((i, size))
     return found
+
+
+def _averages(trace: Trace, op: Op, size: int) -> bool:
+    """Whether a sum is divided by the number of its entries right away, a mean by hand."""
+    factors = [scalar_of(trace, reader) for reader in readers(trace, op.outputs[0])]
+    return bool(factors) and all(factor is not None and math.isclose(factor * size, 1) for factor in factors)
+
+
+def _whole_of(trace: Trace, op: Op) -> int:
+    """What a sum is of, the square or the exponential in front of it left out."""
+    producer = trace.producer(op.inputs[0])
+    return producer.inputs[0] if producer is not None and producer.name in _ENTRYWISE else op.inputs[0]
 
 
 def _summed_size(trace: Trace, op: Op) -> int | None:
     if op.name in _ROWS_TIMES_COLUMNS:
         operand, axis = _ROWS_TIMES_COLUMNS[op.name]
-        dynamic = all(_reached(trace, value) for value in op.inputs[operand : operand + 2])
+        dynamic = any(_reached(trace, value) for value in op.inputs[operand : operand + 2])
         return op.shapes[operand][axis] if dynamic else None
     if op.name not in ("sum", "mean"):
         return None
@@ -270,7 +291,7 @@ def _summed_size(trace: Trace, op: Op) -> int | None:
         return None
     whole = [math.prod(shape) for shape in producer.shapes]
     alone = len({id(reader) for reader in readers(trace, producer.outputs[0])}) == 1
-    if not alone or min(whole) < max(whole) or not all(_reached(trace, v) for v in producer.inputs):
+    if not alone or min(whole) < max(whole) or not any(_reached(trace, v) for v in producer.inputs):
         return None
     return math.prod(op.shapes[0]) // max(1, math.prod(op.result_shapes[0]))
 
@@ -283,4 +304,6 @@ def _reached(trace: Trace, value: int) -> bool:
 
 def _few(modules: Sequence[str]) -> str:
     unique = list(dict.fromkeys(modules))
-    return ", ".join(map(repr, unique[:3])) + (", ..." if len(unique) > 3 else "")
+    return ", ".join(repr(module) if module else "the model itself" for module in unique[:3]) + (
+        ", ..." if len(unique) > 3 else ""
+    )

@@ -129,7 +129,8 @@ def given_fields(config: Any, base: Mapping[Any, Any]) -> dict[Path, Any]:
     for name, value in base.items():
         path = path_of(config, name)
         own = value_at(config, path)
-        if value != own and not (_is_size(value) and _is_size(own)):
+        lists = isinstance(value, list) and kind_of(path[-1]) is Kind.LAYER_LIST
+        if value != own and not lists and not (_is_size(value) and _is_size(own)):
             raise ConfigError(
                 f"base= has {name!r} = {value!r} where the model has {own!r}: what differs must be a width, a positive "
                 "whole number in both. Leave it out, or give factory=, a function from width to model."

@@ -10,7 +10,16 @@ import residual_models as zoo
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AlbertConfig, AlbertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import mutransfer as mt
 from mutransfer.rules.depth import Place
@@ -270,3 +279,13 @@ def test_the_advice_for_a_flat_list_of_layers_names_one_parameter_alone():
 
     with pytest.raises(mt.MutransferError, match=r"roles=\{'0\.weight': 'inner'\}"):
         mt.plan(flat(4), "completep", base=flat(2), example_inputs=torch.arange(5)[None])
+
+
+def test_a_base_may_say_the_kind_of_each_of_its_layers():
+    config = Gemma2Config(
+        hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=4, vocab_size=64,
+    )  # fmt: skip
+    base = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "hidden_size": 64}
+    plan = mt.plan(Gemma2ForCausalLM(config), "completep", base=base)
+    assert {line.m_depth for line in plan if line.name.startswith("model.layers")} == {2.0}

@@ -135,7 +135,7 @@ PRODUCTS = {
 def test_a_product_of_activations_over_the_width_that_is_no_attention_is_listed(
     head: Callable[[Tensor, int], Tensor],
 ) -> None:
-    assert "products of two activations" in notes_of(head)
+    assert "no rule is applied" in notes_of(head)
 
 
 class Attention(nn.Module):
@@ -264,3 +264,50 @@ def test_a_readout_that_is_averaged_by_hand_is_scaled_once(power: float, lr: flo
 
     plan = mt.plan(factory(64), "mup", base=16, factory=factory, example_inputs=torch.zeros(2, 4))
     assert (plan["v"].role.value, plan["v"].lr) == ("output", pytest.approx(lr))
+
+
+class Summed(nn.Module):
+    """Two hidden layers, and an end without parameters of its own."""
+
+    def __init__(self, width: int, end: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.width, self.end = width, end
+        self.inner, self.hidden, self.side = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(5, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self, self.hidden(torch.tanh(self.inner(x)))) + 0 * self.side(x).mean()
+
+
+SUMMED = {
+    "sum": lambda m, h: h.sum(-1),
+    "product with ones": lambda m, h: h @ torch.ones(m.width),
+    "squares": lambda m, h: h.square().sum(-1),
+    "norm": lambda m, h: h.norm(dim=-1),
+    "product with what parameters alone make": lambda m, h: (h * m.side(torch.ones(6, 5))).sum(-1),
+}
+NOT_OVER_THE_WIDTH = {
+    "mean": lambda m, h: h.mean(-1),
+    "norm that divides": lambda m, h: functional.normalize(h, dim=-1),
+    "norm by hand": lambda m, h: h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "sum of absolute values that divides": lambda m, h: h / h.abs().sum(-1, keepdim=True),
+    "softmax": lambda m, h: h.softmax(-1),
+    "positions": lambda m, h: h.sum(1),
+}
+
+
+def notes_of_end(end: Callable[[Any, Tensor], Tensor]) -> str:
+    def factory(width: int) -> nn.Module:
+        return Summed(width, end)
+
+    return " ".join(mt.plan(factory(64), "mup", base=16, factory=factory, example_inputs=X).notes)
+
+
+@pytest.mark.parametrize("end", SUMMED.values(), ids=SUMMED.keys())
+def test_a_sum_over_the_width_that_no_parameter_rules_is_listed(end: Callable[[Any, Tensor], Tensor]) -> None:
+    """A readout without 1/m: nothing here could carry the factor."""
+    assert "go over a size that grows with width, 1 of them, in the model itself" in notes_of_end(end)
+
+
+@pytest.mark.parametrize("end", NOT_OVER_THE_WIDTH.values(), ids=NOT_OVER_THE_WIDTH.keys())
+def test_means_norms_and_sums_over_what_stays_are_not(end: Callable[[Any, Tensor], Tensor]) -> None:
+    assert "go over a size" not in notes_of_end(end)
