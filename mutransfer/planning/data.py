@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -210,6 +212,7 @@ class PlanData:
         values = {k: v for k, v in data.items() if k not in ("format", "kind")}
         try:
             values["params"] = tuple(ParamPlan.from_json(p) for p in values["params"])
+            _refuse_senseless(values["params"])
             values["swaps"] = tuple(SwapPlan(**s) for s in values["swaps"])
             values["attention"] = tuple(AttentionPlan(**a) for a in values["attention"])
             values["base_forward"] = Forward.from_json(values["base_forward"])
@@ -217,3 +220,16 @@ class PlanData:
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShapeError(f"{origin} is a damaged plan ({error}). Make the plan again.") from None
+
+
+def _refuse_senseless(lines: Sequence[ParamPlan]) -> None:
+    """Raises ValueError for a factor that no plan has, or a parameter with two lines."""
+    for line in lines:
+        for name in ("lr", "eps", "weight_decay", "clip", "init_factor", "multiplier", "fold"):
+            value = getattr(line, name)
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{line.name!r} has {name} {value!r}")
+    counts = Counter(line.name for line in lines)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} has several lines")

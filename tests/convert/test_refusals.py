@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import math
 
 import pytest
 import torch
@@ -217,3 +219,27 @@ def test_the_users_word_settles_a_normalized_weight():
     with pytest.raises(RoleError, match=r"is normalized .* roles="):
         mt.plan(make(32), "mup", **options)
     assert mt.plan(make(32), "mup", roles={name: "output"}, **options)[name].role.value == "output"
+
+
+# --- a plan's file from others ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[0].update(lr=math.nan),
+        lambda lines: lines[0].update(lr=-1.0),
+        lambda lines: lines[0].update(lr="<script>"),
+        lambda lines: lines[0].update(eps=None),
+        lambda lines: lines.append(lines[0]),
+    ],
+    ids=["nan", "negative", "text", "nothing", "a line twice"],
+)
+def test_a_saved_plan_with_a_factor_that_no_plan_has_is_refused(tmp_path, change):
+    path = mt.plan(Model(Config()), "mup", base={"n_embd": 16}).save(tmp_path / "plan.json")
+    assert mt.Plan.load(path)
+    saved = json.loads(path.read_text())
+    change(saved["params"])
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ShapeError, match=r"plan.json is a damaged plan .* Make the plan again"):
+        mt.Plan.load(path)
