@@ -20,7 +20,7 @@ BEYOND = 0.35
 class Track:
     """One parameterization: log2 sizes, log2 optima with their ends, and what the legend says.
 
-    `bounds` are "<=" or ">=" where an optimum is only known to lie there or beyond.
+    `bounds` are "<=" or ">=" where an optimum is only known to lie there or beyond; there is no slope then.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Track:
     best: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    slope: float
+    slope: float | None
     label: str
     bounds: tuple[str, ...] = ()
 
@@ -43,11 +43,17 @@ def _track(name: str, one: Mapping[str, Any]) -> Track:
     best = tuple(float(part["value"]) for part in log2)
     low = tuple(b if part["low"] is None else float(part["low"]) for b, part in zip(best, log2, strict=True))
     high = tuple(b if part["high"] is None else float(part["high"]) for b, part in zip(best, log2, strict=True))
-    slope = one["slope"]
-    spread = "" if slope["low"] is None else f" [{slope['low']:+.2f}, {slope['high']:+.2f}]"
+    slope = None if one["slope"]["value"] is None else float(one["slope"]["value"])
     bounds = tuple(best.get("bound", "") for best in one["optimum"].values())
     sizes = tuple(math.log2(float(size)) for size in one["optimum"])
-    return Track(name, sizes, best, low, high, float(slope["value"]), f"{name}: {slope['value']:+.2f}{spread}", bounds)
+    return Track(name, sizes, best, low, high, slope, f"{name}: {_spread(one['slope'])}", bounds)
+
+
+def _spread(slope: Mapping[str, Any]) -> str:
+    if slope["value"] is None:
+        return "unknown"
+    spread = "" if slope["low"] is None else f" [{slope['low']:+.2f}, {slope['high']:+.2f}]"
+    return f"{slope['value']:+.2f}{spread}"
 
 
 def optimum_figure(tracks: list[Track], y_label: str, x_label: str) -> Figure:
@@ -70,10 +76,11 @@ def optimum_figure(tracks: list[Track], y_label: str, x_label: str) -> Figure:
 
 
 def _draw(axes: Axes, track: Track, colour: str, marker: str, shift: float) -> None:
-    centre = sum(track.sizes) / len(track.sizes)
-    level = sum(track.best) / len(track.best)
-    line = [level + track.slope * (size - centre) for size in track.sizes]
-    axes.plot(track.sizes, line, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
+    if track.slope is not None:
+        centre = sum(track.sizes) / len(track.sizes)
+        level = sum(track.best) / len(track.best)
+        line = [level + track.slope * (size - centre) for size in track.sizes]
+        axes.plot(track.sizes, line, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
     spread = [
         [b - end for b, end in zip(track.best, track.low, strict=True)],
         [end - b for b, end in zip(track.best, track.high, strict=True)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,17 +48,26 @@ class Fit:
 
 
 def fit(curves: Sequence[Curve], level: float, draws: int, rng: np.random.Generator) -> Fit:
+    """What is resampled is the noise and where the grid lies: every draw reads all curves as far beside their points.
+
+    No valley is quite the polynomial that is fitted to it, and how far its optimum is off depends on how the grid lies
+    around it. Where every size's optimum lies alike these errors are alike and are no drift; where the optimum moves
+    they differ, up to a quarter of a step of the grid beside a wall. Without this, 3 to 37 % of the intervals held a
+    planted drift in valleys with a wall, and with it 63 to 100 %.
+    """
     means = [curve.mean[curve.usable] for curve in curves]
     best = positions([curve.valley for curve in curves], means)
     measured = _bottoms(curves, means, best)
     noise = Noise.pooled(curves, level)
     if noise is None:
         return Fit(curves, measured, None)
-    return Fit(curves, measured, _bottoms(curves, [noise.around(curve, draws, rng) for curve in curves], best))
+    beside = rng.uniform(-0.5, 0.5, draws) * max(curve.spacing for curve in curves)
+    found = _bottoms(curves, [noise.around(curve, beside, rng) for curve in curves], [at - beside for at in best])
+    return Fit(curves, measured, replace(found, position=found.position + beside[:, None]))
 
 
 def _bottoms(curves: Sequence[Curve], losses: Sequence[Array], measured: Sequence[Array]) -> Bottoms:
-    """Of these losses; the curvature is read at the measured optima."""
+    """Of these losses; the curvature is read at the measured optima, in their own octaves."""
     valleys = [curve.valley for curve in curves]
     position = np.stack(found := positions(valleys, losses), axis=-1)
     each = zip(valleys, losses, found, strict=True)

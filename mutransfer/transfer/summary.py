@@ -68,7 +68,15 @@ def _of(fit: Fit, value: float, draws: Array | None, level: float) -> Interval:
     return interval(value, draws, level, None if fit.resampled is not None else ONE_SEED)
 
 
+def _open(curves: Sequence[Curve]) -> str:
+    """Why nothing that rests on these optima is known; empty when each lies between tried values."""
+    sizes = ", ".join(f"{curve.size:g}" for curve in curves if not curve.interior)
+    return f"the best value at size {sizes} is not between tried ones" if sizes else ""
+
+
 def _slope(fit: Fit, level: float) -> Interval:
+    if reason := _open(fit.curves):
+        return Interval(None, reason=reason)
     draws = None if fit.resampled is None else fit.slope(fit.resampled.position)
     return _of(fit, float(fit.slope(fit.measured.position)), draws, level)
 
@@ -84,6 +92,8 @@ def _drift(fit: Fit, slope: Interval, level: float) -> Interval:
 
 def _regret(fit: Fit, level: float) -> Interval:
     """A magnitude, as drift: its low end is 0 exactly where the interval of the optimum's shift contains 0."""
+    if reason := _open((fit.curves[0], fit.curves[-1])):
+        return Interval(None, reason=reason)
     value = max(float(fit.measured.regret), 0.0) if not np.isnan(fit.measured.regret) else math.nan
     if math.isnan(value):
         values = ", ".join(f"{value:.3g}" for value in _unbracketed(fit))
@@ -104,7 +114,7 @@ def _regret(fit: Fit, level: float) -> Interval:
 def _optimum(fit: Fit, index: int, level: float) -> Optimum:
     curve, position, resampled = fit.curves[index], fit.measured.position, fit.resampled
     draws = None if resampled is None else resampled.position[:, index]
-    log2 = _of(fit, float(position[index]), draws, level)
+    log2 = _at_the_end(curve) if curve.bound else _of(fit, float(position[index]), draws, level)
     line = position.mean() + fit.slope(position) * (fit.sizes - fit.sizes.mean())
     return Optimum(
         size=curve.size,
@@ -118,12 +128,19 @@ def _optimum(fit: Fit, index: int, level: float) -> Optimum:
     )
 
 
+def _at_the_end(curve: Curve) -> Interval:
+    """The last tried value: a fit through the points on one side of an optimum does not know where it is."""
+    return Interval(float(curve.x[curve.lowest]), reason="it lies at the end of the tried values, or beyond")
+
+
 def _exponential(log2: Interval) -> Interval:
     value, low, high = (None if end is None else 2.0**end for end in (log2.value, log2.low, log2.high))
     return Interval(value, low, high, log2.reason)
 
 
 def _curvature_slope(fit: Fit, level: float) -> Interval:
+    if reason := _open(fit.curves):
+        return Interval(None, reason=reason)
     bends = [_curvature(fit, index, level) for index in range(len(fit.curves))]
     if flat := [f"{curve.size:g}" for curve, bend in zip(fit.curves, bends, strict=True) if not _bends_up(bend)]:
         return Interval(None, reason=f"the curve at size {', '.join(flat)} cannot be told from one that does not bend")
@@ -154,6 +171,8 @@ def _gap(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
     if name not in there:
         return Interval(None, reason=f"not swept at the largest size, {largest:g}")
     best = min(there, key=lambda other: float(there[other].measured.loss[-1]))
+    if reason := _open([there[one].curves[-1] for one in dict.fromkeys((name, best))]):
+        return Interval(None, reason=reason)
     return _against(there[name], best, there[best], lambda bottoms: bottoms.loss[..., -1], level)
 
 
@@ -163,6 +182,8 @@ def _penalty(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
         return Interval(None, reason=f"{len(sizes)} sizes; a limit needs at least {asymptote.MIN_SIZES}")
     long = {other: fit for other, fit in fits.items() if np.array_equal(fit.sizes, sizes)}
     best = min(long, key=lambda other: float(asymptote.limit(sizes, long[other].measured.loss)))
+    if reason := _open([curve for one in dict.fromkeys((name, best)) for curve in long[one].curves]):
+        return Interval(None, reason=reason)
     return _against(fits[name], best, long[best], lambda bottoms: asymptote.limit(sizes, bottoms.loss), level)
 
 

@@ -140,6 +140,30 @@ class TestOpenEnds:
             == ""
         )
 
+    def test_what_rests_on_an_optimum_at_an_end_of_the_grid_is_not_known_and_says_why(self):
+        """Had it been read off the fit, every size's best value would be the grid's first one: no drift, no regret."""
+        report = analyze(parabola(best=(-12, -12.5, -13)))
+        found = json.loads(json.dumps(report.to_json()))["parameterizations"]["mup"]
+        for part in ("slope", "drift", "regret", "curvature_slope"):
+            assert (found[part]["value"], found[part]["low"], found[part]["high"]) == (None, None, None)
+            assert "not between tried ones" in found[part]["reason"]
+        assert "unknown" in str(report)
+
+    def test_an_optimum_in_the_middle_that_is_open_leaves_the_regret_known(self):
+        found = analyze([p for p in parabola() if p.size != 64 or p.lr > 2**-6.5])["mup"]
+        assert found.slope.value is None
+        assert found.regret.high < 0.005
+
+    def test_a_bound_is_the_last_tried_value(self):
+        found = analyze(parabola(best=(-6, -6, -8.6)))["mup"].optimum[-1]
+        assert (found.bound, found.lr.value, found.lr.low) == ("<=", 2**-9, None)
+        assert "end of the tried values" in found.lr.reason
+
+    def test_the_loss_gap_of_an_open_optimum_is_not_known(self):
+        report = analyze([*parabola(), *parabola("sp", best=(-6, -7, -8.8))])
+        assert report["sp"].loss_gap.value is None
+        assert "size 128" in report["sp"].loss_gap.reason
+
     def test_noise_asks_for_as_many_new_seeds_again(self):
         noisy = parabola(sharp=0.01, noise=0.03)
         ragged = [p for p in noisy if p.size != 32 or p.lr > 2**-8.5]

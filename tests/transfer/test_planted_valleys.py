@@ -32,6 +32,36 @@ def test_intervals_hold_the_truth_in_82_to_97_percent_of_sweeps(planted, seeds, 
     assert 0.82 <= np.mean(curvature_held) <= 0.97
 
 
+def beside_a_wall(rng, drift, step):
+    """Grids that lie anywhere; one octave above the optimum the loss begins to rise thirty times as steeply."""
+    grid = np.arange(-14, 0, step) + rng.uniform(0, step)
+    first = -6 + rng.uniform(-1, 1) - 1.5 * drift
+    return [
+        Point("mup", size, 2.0**x, seed, 2.2 + 0.02 * u**2 + 0.6 * max(u - 1, 0) + rng.normal(0, 0.003))
+        for doublings, size in enumerate((32, 64, 128, 256))
+        for x in grid
+        for seed in (0, 1, 2)
+        if (u := x - first - drift * doublings) < 4
+    ]
+
+
+@pytest.mark.parametrize("step", [1.0, 2.0], ids=["octaves", "two octaves"])
+def test_no_grid_hides_a_drift_beside_a_wall(step):
+    """A parabola's optimum beside a wall is off by up to half an octave, and by how much depends on the grid."""
+    rng = np.random.default_rng(7)
+    found = [analyze(beside_a_wall(rng, -0.3, step), draws=200, seed=k)["mup"] for k in range(30)]
+    assert "transfers" not in [one.verdict for one in found]
+    assert np.mean([one.slope.low <= -0.3 <= one.slope.high for one in found]) > 0.5
+
+
+@pytest.mark.parametrize("step", [1.0, 2.0], ids=["octaves", "two octaves"])
+def test_where_the_optimum_stays_a_wall_and_a_coarse_grid_cost_nothing(step):
+    """The grid then lies alike around every optimum."""
+    rng = np.random.default_rng(8)
+    found = [analyze(beside_a_wall(rng, 0.0, step), draws=200, seed=k)["mup"] for k in range(10)]
+    assert {one.verdict for one in found} == {"transfers"}
+
+
 def test_an_interval_around_a_wrong_truth_would_be_noticed(planted):
     """The control of the coverage test: a drift that is off by 0.1 octaves is held far too rarely."""
     rng = np.random.default_rng(0)
