@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from mutransfer.transfer.valley import Array, Valley
 Bound = Literal["", "<=", ">="]
 CLIFF = 0.5
 """Octaves: an optimum next to divergence counts as bracketed when the gap is no wider."""
+COARSE = 1.0
+"""Octaves: between values that lie further apart, the fit's own error counts for more than seeds."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Curve:
         if np.isinf(self.mean[at + 1]) and gap > CLIFF + 1e-9:
             return powers(self.x[at] + gap / 2)
         return ()
+
+    def between(self) -> tuple[float, ...]:
+        """The values in the middle of the gaps beside the best one, where these are coarse; else empty."""
+        beside = self.x[max(self.lowest - 1, 0) : self.lowest + 2]
+        return powers(*(a + (b - a) / 2 for a, b in pairwise(beside.tolist()) if b - a > COARSE + 1e-9))
 
     def more(self) -> tuple[float, ...]:
         """The values to add where too few converged: smaller ones below divergence, else one beyond each end."""

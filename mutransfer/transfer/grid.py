@@ -32,7 +32,8 @@ def missing_values(report: TransferReport) -> dict[str, Mapping[float, tuple[flo
 
 
 def extensions(report: TransferReport) -> list[Extension]:
-    """Values where an optimum is not between tried ones; seeds where noise alone leaves a subject undecided."""
+    """Values where an optimum is not between tried ones; where intervals leave a subject undecided, values between
+    those beside an optimum if these lie far apart, and seeds else."""
     found = [part for name, one in report.parameterizations.items() for part in _lacking(name, one, report)]
     merged: dict[str, Extension] = {}
     for part in found:
@@ -47,7 +48,12 @@ def _lacking(name: str, one: ParameterizationTransfer, report: TransferReport) -
     if one.missing:
         for size, values in one.missing.items():
             yield Extension(name, (size,), values, _seeds(one, size, report))
-    elif name in report.subject and one.verdict == "undecided" and not one.open:
+    elif name not in report.subject or one.verdict != "undecided" or one.open:
+        return
+    elif coarse := [best for best in one.optimum if best.between]:
+        for best in coarse:
+            yield Extension(name, (best.size,), best.between, _seeds(one, best.size, report))
+    else:
         for size, curve in one.curves.items():
             converged = tuple(
                 lr for lr, mean in zip(curve.lrs, curve.mean, strict=True) if mean is not None and math.isfinite(mean)

@@ -29,6 +29,7 @@ class Optimum:
         residual: octaves above the straight line through all sizes' optima.
         missing: values to add so that the optimum lies between tried ones; empty when it does.
         bound: "<=" or ">=" where it lies at an end of the tried values: there or beyond; else empty.
+        between: values to add before seeds where an interval is too wide: the tried ones beside it lie far apart.
     """
 
     size: float
@@ -39,6 +40,7 @@ class Optimum:
     residual: float
     missing: tuple[float, ...] = ()
     bound: Bound = ""
+    between: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         parts = {"log2": self.log2.to_json(), "loss": self.loss, "residual": self.residual}

@@ -125,6 +125,7 @@ def _optimum(fit: Fit, index: int, level: float) -> Optimum:
         residual=float(position[index] - line[index]),
         missing=curve.missing(),
         bound=curve.bound,
+        between=curve.between(),
     )
 
 

@@ -24,7 +24,7 @@ def decide(drift: Interval, regret: Interval, optimum: Sequence[Optimum]) -> tup
     ]
     if unknown:
         return "undecided", tuple(dict.fromkeys(unknown))
-    unsure = _unsure(drift, regret)
+    unsure = _unsure(drift, regret, "add values between those tried" if any(best.between for best in optimum) else "")
     return ("undecided", unsure) if unsure else ("transfers", ())
 
 
@@ -41,10 +41,13 @@ def _outside(drift: Interval, regret: Interval) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _unsure(drift: Interval, regret: Interval) -> tuple[str, ...]:
+def _unsure(drift: Interval, regret: Interval, first: str) -> tuple[str, ...]:
+    """What may be outside its line, and what to add: `first`, or else seeds."""
     reasons = []
     if drift.high is not None and drift.high > MAX_DRIFT:
-        reasons.append(f"the drift may be as high as {drift.high:.2f} octaves per doubling; add seeds or sizes")
+        reasons.append(
+            f"the drift may be as high as {drift.high:.2f} octaves per doubling; {first or 'add seeds or sizes'}"
+        )
     if regret.high is not None and regret.high > MAX_REGRET:
-        reasons.append(f"the regret may be as high as {regret.high:.2%}; add seeds")
+        reasons.append(f"the regret may be as high as {regret.high:.2%}; {first or 'add seeds'}")
     return tuple(reasons)

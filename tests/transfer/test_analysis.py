@@ -176,6 +176,22 @@ class TestOpenEnds:
             f"parameterization=mup model.width=64,128 optimizer.lr={','.join(lrs)} seed=2,3",
         ]
 
+    def test_a_coarse_grid_asks_for_values_between_before_seeds(self):
+        """Two octaves apart beside a wall, where the grid lies leaves a drift of 0.2 open, and no seed would tell."""
+        bests = (-6.5, -6.7, -6.9)
+        walled = [
+            dataclasses.replace(p, loss=p.loss + 0.6 * max(0.0, math.log2(p.lr) - at - 1))
+            for size, at in zip((32, 64, 128), bests, strict=True)
+            for p in parabola(best=bests, lrs=range(-11, 0, 2), sharp=0.03)
+            if p.size == size
+        ]
+        report = analyze(walled)
+        assert report.verdict == "undecided"
+        assert "add values between those tried" in report["mup"].reasons[0]
+        assert extension_overrides(report) == [
+            "parameterization=mup model.width=32,64,128 optimizer.lr=2**-8,2**-6 seed=0,1"
+        ]
+
     def test_an_interior_optimum_asks_for_nothing(self):
         assert extension_overrides(analyze(parabola())) == []
 
