@@ -172,8 +172,9 @@ def _gap(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
     if name not in there:
         return Interval(None, reason=f"not swept at the largest size, {largest:g}")
     best = min(there, key=lambda other: float(there[other].measured.loss[-1]))
-    if reason := _open([there[one].curves[-1] for one in dict.fromkeys((name, best))]):
-        return Interval(None, reason=reason)
+    for one in (name, best):
+        if reason := _open([there[one].curves[-1]]):
+            return Interval(None, reason=f"{one}: {reason}")
     return _against(there[name], best, there[best], lambda bottoms: bottoms.loss[..., -1], level)
 
 
@@ -183,8 +184,9 @@ def _penalty(name: str, fits: Mapping[str, Fit], level: float) -> Interval:
         return Interval(None, reason=f"{len(sizes)} sizes; a limit needs at least {asymptote.MIN_SIZES}")
     long = {other: fit for other, fit in fits.items() if np.array_equal(fit.sizes, sizes)}
     best = min(long, key=lambda other: float(asymptote.limit(sizes, long[other].measured.loss)))
-    if reason := _open([curve for one in dict.fromkeys((name, best)) for curve in long[one].curves]):
-        return Interval(None, reason=reason)
+    for one in (name, best):
+        if reason := _open(long[one].curves):
+            return Interval(None, reason=f"{one}: {reason}")
     return _against(fits[name], best, long[best], lambda bottoms: asymptote.limit(sizes, bottoms.loss), level)
 
 
