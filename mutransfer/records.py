@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -16,6 +18,17 @@ from mutransfer.errors import RunError
 
 Status = Literal["done", "diverged", "failed"]
 PROBE_BYTES = 2**16
+_FREE = "Free some space or choose another folder."
+_LARGER = "Allow larger files (`ulimit -f unlimited`, where the shell limits them) or choose another folder."
+_PERMIT = "Change its permissions or choose another folder."
+_REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: _LARGER,
+    errno.EACCES: _PERMIT,
+    errno.EPERM: _PERMIT,
+}
+"""What helps where the system refuses to write; for any other reason, another place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,26 +130,51 @@ def check_writable(folder: str | Path, *, room: int = 0) -> None:
     """Makes the folder and writes a little to it, so that a long run does not find out at its end.
 
     Args:
-        room: bytes that will be needed.
+        room: bytes of one file that will be needed.
 
     Raises:
-        RunError: no permission, a file in the way, or a full disk.
+        RunError: no permission, a file in the way, a full disk, or a limit on the size of files.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
+        probe(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise RunError(cannot_write(folder, error)) from None
     if free < room:
         raise RunError(
             f"The disk that holds {folder} has {free / 1e6:.1f} MB left, and {room / 1e6:.1f} MB will be written. "
-            "Free some space or choose another folder."
+            f"{_FREE}"
         )
+    if (largest := _largest_file()) < room:
+        raise RunError(
+            f"A file may have {largest / 1e6:.1f} MB here, and one of {room / 1e6:.1f} MB will be written to {folder}. "
+            "Allow larger files: `ulimit -f unlimited` in the shell."
+        )
+
+
+def probe(folder: Path, offset: int = 0) -> None:
+    """Writes a little to a file that is gone at once, behind so many bytes that take no room.
+
+    Raises:
+        OSError: as the system says it.
+    """
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.seek(offset)
+        stream.write(bytes(PROBE_BYTES))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _largest_file() -> float:
+    """Bytes that this process may write to one file."""
+    try:
+        import resource
+    except ImportError:  # Windows knows no such limit
+        return math.inf
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def cannot_write(path: Path, error: Exception) -> str:
@@ -144,8 +182,15 @@ def cannot_write(path: Path, error: Exception) -> str:
     system = error if isinstance(error, OSError) else error.__context__  # torch.save hides what the system said
     if isinstance(system, FileExistsError | NotADirectoryError):
         return f"Cannot write {path}: a file stands where a folder is needed. Choose another folder."
-    reason = system.strerror if isinstance(system, OSError) else str(error).partition("\n")[0]
-    return f"Cannot write {path}: {reason}. Free some space or choose another folder."
+    if isinstance(system, OSError):
+        return f"Cannot write {path}: {system.strerror}. {remedy(system)}"
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return f"Cannot write {path}: {reason}. Choose another folder."
+
+
+def remedy(error: OSError, otherwise: str = "Choose another folder.") -> str:
+    """What helps where the system refuses to write, in one sentence."""
+    return _REMEDIES.get(error.errno or 0, otherwise)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -163,3 +208,19 @@ def read_json(path: str | Path) -> Any:
         raise RunError(f"Cannot read {path}: {error.strerror}.") from None
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON ({error}); it may be half-written. Write it again.") from None
+
+
+def archive_damage(path: Path) -> str:
+    """What is wrong with a checkpoint, which is a zip archive, as the rest of a sentence; empty where it is whole.
+
+    Read through once against its checksums, without torch and without memory for it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "is damaged" if archive.testzip() else ""
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        return "is cut off or damaged"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from mutransfer import __version__
 from mutransfer.errors import ConfigError, MutransferError, nearest
-from mutransfer.records import check_writable
+from mutransfer.records import check_writable, remedy
 
 DONE, FAIL, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 VERBS = {
@@ -35,7 +34,6 @@ _IN_PYTHON = {
 """What some messages advise that is written for Python, and what it is here."""
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed")
 """How torch says it, which has no one type of error for it."""
-_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,9 +115,7 @@ def _on_the_command_line(sentence: str) -> str:
 def _of_the_system(error: OSError) -> str:
     """What the system refused, and of which file where it says so; only some of it is about room or permission."""
     reason = " ".join(str(error.strerror or error or type(error).__name__).split()).rstrip(".")
-    advice = (
-        "Free some space or change run_dir." if error.errno in _DISK_ERRORS else "Check that path, or give another."
-    )
+    advice = remedy(error, otherwise="Check that path, or give another.")
     return f"{reason}: {error.filename}. {advice}" if error.filename else f"{reason}. {advice}"
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord
+from mutransfer.records import TrialRecord, cannot_write
 from mutransfer.sweep.key import Point, sweep_id
 from mutransfer.sweep.processes import worker_name
-from mutransfer.sweep.sqlite import has_room, no_room
+from mutransfer.sweep.sqlite import stopped, what_stops
 from mutransfer.sweep.store import Counts, Store
 from mutransfer.sweep.worker import EXIT_STORE
 
@@ -225,12 +225,12 @@ class _Worker:
             return self.log.open("ab")
         except OSError as error:
             self._refuse_full_device()
-            raise RunError(f"Cannot write {self.log}: {error.strerror}. Choose another run_dir.") from None
+            raise RunError(cannot_write(self.log, error)) from None
 
     def _refuse_full_device(self) -> None:
         run_dir = self.log.parents[1]
-        if not has_room(run_dir):
-            raise RunError(no_room(run_dir))
+        if (refused := what_stops(run_dir)) is not None:
+            raise RunError(stopped(run_dir, refused))
 
     def _last_line(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mutransfer.errors import RunError
-from mutransfer.records import TrialRecord, jsonable
+from mutransfer.records import TrialRecord, cannot_write, jsonable
 from mutransfer.sweep.key import Point
 from mutransfer.sweep.processes import may_be_alive
 from mutransfer.sweep.rows import check_statuses, decode, decode_config, fail, is_result, record_crash
@@ -98,7 +98,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"Cannot make {path.parent}: {error.strerror}. Choose another run_dir.") from None
+            raise RunError(cannot_write(path.parent, error)) from None
         store = cls(path, connect(path))
         store._make_tables()
         return store

@@ -164,17 +164,22 @@ def test_a_worker_that_cannot_start_ends_the_sweep_with_its_reason(tmp_path: Pat
         LocalEngine(workers=1, trial="no_such_module:factory").run(points(1), store)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_worker_that_dies_on_a_full_disk_is_not_to_blame(
-    number: int, tmp_path: Path, points: Points, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space is left .*run.*Free some space and run .*finished trials are kept"),
+        (errno.EDQUOT, "Your quota is used up .*run.*Free some of it and run .*finished trials are kept"),
+        (errno.EFBIG, "No larger file is allowed .*run.*ulimit -f unlimited.* and run .*finished trials are kept"),
+        (errno.EIO, "cannot start"),
+    ],
+)
+def test_a_worker_that_dies_where_nothing_can_be_written_is_not_to_blame(
+    number: int, said: str, tmp_path: Path, points: Points, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("mutransfer.sweep.sqlite.tempfile.TemporaryFile", refuse)
-    said = (
-        "cannot start" if number == errno.EIO else "No space is left .*run.*Free some space.*finished trials are kept"
-    )
+    monkeypatch.setattr("mutransfer.records.tempfile.TemporaryFile", refuse)
     with Store.create(tmp_path / "run") as store, pytest.raises(RunError, match=said):
         LocalEngine(workers=1, trial="no_such_module:factory").run(points(1), store)
 

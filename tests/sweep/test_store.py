@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_a_damaged_store_is_explained(tmp_path: Path, points: Points, keep: int)
 
 def test_a_directory_that_cannot_be_made_or_written_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"Cannot make .*Choose another run_dir"):
+    with pytest.raises(RunError, match=r"Cannot write .*a file stands where a folder is needed"):
         Store.create(tmp_path / "file" / "run")
     (tmp_path / "run" / FILE_NAME).mkdir(parents=True)
     with pytest.raises(RunError, match="No permission to read or write"):
@@ -211,6 +212,26 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, points: Poin
         with pytest.raises(RunError, match="No space is left"):
             store.add("sweep", points(300))
         assert store.counts("sweep").total == 1
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """`file_limit(100_000)`: what `ulimit -f` does, until the test's end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_on_the_size_of_files_is_told_from_a_full_disk_and_loses_nothing(
+    tmp_path: Path, points: Points, file_limit: Callable[[int], None]
+) -> None:
+    with Store.create(tmp_path) as store:
+        finish_all(store, points(1))
+        size = max(file.stat().st_size for file in tmp_path.iterdir())
+        file_limit(size + 100_000)
+        with pytest.raises(RunError, match=r"No larger file is allowed .*ulimit -f.*finished trials are kept"):
+            store.add("sweep", points(2000))
+        assert [record.val_loss for record in store.records()] == [2.0]
 
 
 def finish_all(store: Store, chosen: list[Point]) -> None:

@@ -14,7 +14,7 @@ from mutransfer.cli.output import print_config, writable
 from mutransfer.cli.progress import progress_bar
 from mutransfer.cli.summary import describe
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord, read_json, write_json
+from mutransfer.records import TrialRecord, archive_damage, read_json, write_json
 from mutransfer.sweep.compose import Composer
 from mutransfer.sweep.key import physics
 from mutransfer.sweep.validate import validate
@@ -23,13 +23,14 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def run(composer: Composer, arguments: Arguments) -> int:
-    """Returns 0 where training finished, 1 where it diverged."""
+    """Returns 0 where training finished, 1 where it diverged; 2 where it did before and its model is lost."""
     config = validate("train", composer.config(arguments.overrides))
     if arguments.show_config:
         return print_config(config)
     run_dir, trial = Path(config["run_dir"]), {**physics(config), "device": config["device"]}
     resume = config["resume"] == "auto"
     if resume and (finished := _finished(run_dir, trial)):
+        _require_model(run_dir / CHECKPOINT, finished)
         print(f"Finished before: {describe(finished)}. Give resume=never to train it again.")
         return _code(finished)
     with writable(run_dir):
@@ -71,6 +72,15 @@ def _finished(run_dir: Path, trial: Mapping[str, Any]) -> TrialRecord | None:
             "Choose another run_dir, or give resume=never to start over there."
         )
     return record
+
+
+def _require_model(checkpoint: Path, finished: TrialRecord) -> None:
+    """Raises RunError where a finished run has no whole checkpoint beside its record; a diverged one needs none."""
+    if finished.status == "done" and (damage := archive_damage(checkpoint)):
+        raise RunError(
+            f"This run has finished before ({describe(finished)}), and its model is lost: {checkpoint} {damage}. "
+            "Put a copy of it back, or give resume=never to train it again."
+        )
 
 
 def _train(trial: Mapping[str, Any], run_dir: Path, resume: bool, logger: Logger) -> TrialRecord:
