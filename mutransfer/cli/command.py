@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mutransfer.sweep.compose import Composer, flat_keys
+from mutransfer.sweep.compose import Composer, flat_keys, parse_override
+from mutransfer.sweep.validate import escape_interpolations
 
 _CHOICES = ("model", "data", "optimizer", "parameterization", "precision")
 _ALWAYS_SAID = ("model", "parameterization")
-_PLAIN = re.compile(r"[\w./:@%+-]+")
+_PLAIN = re.compile(r"[\w./:@%+-]+", re.ASCII)
+_BEFORE_QUOTE = re.compile(r"(\\*)('|\Z)")
 
 
 def train_command(flat: Mapping[str, Any], always: Collection[str] = ()) -> str:
@@ -33,17 +37,23 @@ def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) ->
     >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/gpt")
     'mutransfer sweep model=gpt parameterization=mup seed=0,1 run_dir=runs/gpt'
     """
-    return _command("sweep", flat, (), [*grid, f"run_dir={_literal(run_dir)}"])
+    return _command("sweep", flat, (), [*grid, override("run_dir", run_dir)])
 
 
 def _command(verb: str, flat: Mapping[str, Any], always: Collection[str], more: Sequence[str]) -> str:
-    composer = Composer(verb)
+    composer = _composer(verb)
     choices = _choices(composer, flat)
     said = composer.config(choices)
     known = {key: _at(said, key) for key in flat_keys(said)}
     said = {key: value for key, value in flat.items() if key in always or known.get(key, ...) != value}
-    overrides = [f"{key}={_literal(value)}" for key, value in said.items()]
+    overrides = [f"{key}={literal(value)}" for key, value in said.items()]
     return " ".join(["mutransfer", verb, *(shlex.quote(word) for word in [*choices, *overrides, *more])])
+
+
+@functools.cache
+def _composer(verb: str) -> Composer:
+    """One for all lines: what Hydra composes is kept in it."""
+    return Composer(verb)
 
 
 def _choices(composer: Composer, flat: Mapping[str, Any]) -> list[str]:
@@ -63,10 +73,35 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _literal(value: Any) -> str:
+def shell_path(path: str | Path) -> str:
+    """A path as a word of a shell's command line that our own takes for no flag.
+
+    >>> shell_path("my runs/a"), shell_path("-x")
+    ("'my runs/a'", './-x')
+    """
+    word = str(path)
+    return shlex.quote(f"./{word}" if word.startswith("-") else word)
+
+
+def override(key: str, text: str) -> str:
+    """`key=text` as Hydra's grammar reads it back, whatever the text holds."""
+    return f"{key}={literal(text)}"
+
+
+def literal(value: Any) -> str:
     """As Hydra's grammar reads it back."""
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return value if _reads_as_itself(value) else f"'{_in_quotes(escape_interpolations(value))}'"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_literal, value)) + "]"
+        return "[" + ",".join(map(literal, value)) + "]"
     return json.dumps(value)
+
+
+def _reads_as_itself(text: str) -> bool:
+    """Without quotes; `123`, `1e3`, `true` and `null` are no texts there."""
+    return _PLAIN.fullmatch(text) is not None and parse_override(f"key={text}").value() == text
+
+
+def _in_quotes(text: str) -> str:
+    """A backslash means another one only in front of a quote, the closing one too."""
+    return _BEFORE_QUOTE.sub(lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)

@@ -30,12 +30,16 @@ EXAMPLES = {
 }
 _LINE = re.compile(r"(?P<indent> *)(?P<name>[\w.-]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
 _NOTES = {
-    "sweep": "Several values of a key span a grid: key=a,b,c. What has finished is kept; the same command goes on.",
+    "sweep": "Several values of a key span a grid: key=a,b,c. What has finished is kept; the same command goes on.\n"
+    "Exit codes: 0 trials are done, 1 some have failed, 3 every one diverged, so that nothing can be told.",
+    "train": ("Exit codes: 0 done, 1 diverged, 2 its model cannot be saved, or a finished one is missing or damaged."),
     "transfer": (
         "RUN_DIR is the run_dir of a sweep; several sweeps may share it. The verdict is the subject's: it transfers\n"
         "where the best learning rate moves by at most 0.25 octaves per doubling, and the smallest size's costs the\n"
         "largest at most 0.5 %, both with their intervals. Trials that are unfinished, or have failed where they may\n"
-        "hide the best value, leave it undecided: run the same sweep again."
+        "hide the best value, leave it undecided: run the same sweep again.\n"
+        "Exit codes: 0 transfers, 1 does not, 3 undecided: also where trials that have not run, or training that\n"
+        "diverges at every value, leave nothing to judge."
     ),
 }
 

@@ -87,7 +87,7 @@ class Composer:
 
     def _parse(self, overrides: Iterable[str]) -> Iterator[Override]:
         for text in overrides:
-            yield _parse_one(expand_numbers(text))
+            yield parse_override(expand_numbers(text))
 
     def _split(self, overrides: Iterable[Override]) -> tuple[list[str], list[Override]]:
         choices, values = [], []
@@ -185,7 +185,12 @@ def flat_keys(config: Any, prefix: str = "") -> list[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_one(text: str) -> Override:
+def parse_override(text: str) -> Override:
+    """One override in Hydra's grammar.
+
+    Raises:
+        ConfigError: it is none; the message says how to write it.
+    """
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -43,6 +44,8 @@ ROOTS: Mapping[str, type] = {
     "transfer": schema.TransferRoot,
 }
 
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+
 
 def validate(root: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The same config with every value in the type that its schema gives it, as JSON values.
@@ -78,7 +81,7 @@ def _typed(kind: type, prefix: str, text: str) -> dict[str, Any]:
     _refuse_unknown(kind, value, prefix)
     refuse_huge(kind, value, prefix)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), value)
+        merged = OmegaConf.merge(OmegaConf.structured(kind), _literally(value))
         OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{_key(prefix, error.full_key)} is missing: give it a value.") from None
@@ -87,9 +90,27 @@ def _typed(kind: type, prefix: str, text: str) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         path = str(error.full_key)
         raise ConfigError(mistyped(kind, value, path, _key(prefix, path))) from None
-    typed = OmegaConf.to_container(merged, enum_to_str=True)
+    typed = OmegaConf.to_container(merged, resolve=True, enum_to_str=True)
     assert isinstance(typed, dict)
     return {str(name): item for name, item in typed.items()}
+
+
+def _literally(value: Any) -> Any:
+    """The config is resolved: what looks like an interpolation in it now is a text, such as a folder's name."""
+    if isinstance(value, dict):
+        return {name: _literally(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_literally(item) for item in value]
+    return escape_interpolations(value) if isinstance(value, str) else value
+
+
+def escape_interpolations(text: str) -> str:
+    """The same text for a config that is yet to be resolved: `${` stands for itself there behind a backslash.
+
+    >>> print(escape_interpolations("runs/${x}"))
+    runs/\\${x}
+    """
+    return _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", text)
 
 
 def _refuse_unknown(kind: type, value: Mapping[str, Any], prefix: str) -> None:

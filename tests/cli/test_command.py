@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
-from mutransfer.cli.command import train_command
+from mutransfer.cli.arguments import parse
+from mutransfer.cli.command import shell_path, sweep_command, train_command
 from mutransfer.sweep.compose import Composer, flat_keys
 from mutransfer.sweep.key import TRIAL_SECTIONS
 from mutransfer.sweep.validate import validate
@@ -55,3 +57,52 @@ def test_keys_that_must_be_said_are_said_where_they_are_the_default() -> None:
     wanted = flat([])
     assert "model.width" not in train_command(wanted)
     assert f"model.width={wanted['model.width']}" in train_command(wanted, ["model.width"])
+
+
+FOLDERS = (
+    *("a b", " a ", "a#b", "a=b", "a,b", 'a"b', "a'b", "'a'", "a$b", "a;b|c&d", "a`b`", "a!b", "[a]", "{a}", "~a", "*"),
+    *("a\\b", "a\\", "a\\\\", "a\\'b", 'a\\"b', "${a}", "a${oc.env:HOME}", "\\${a}", "\\\\${a}", "${", "x${a'b}\\"),
+    *(
+        "null",
+        "true",
+        "123",
+        "1e3",
+        "1_000",
+        "nan",
+        "inf",
+        "0x10",
+        "2**-3",
+        "lr=2**-6",
+        "-x",
+        "+x",
+        "a\tb",
+        "a\nb",
+        "a\\\n",
+    ),
+    *("\u00fc/\u00e9", "a:b", "a(b)", "", "a%b@c"),
+)
+
+
+COMPOSER = Composer("sweep")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_any_name_survives_the_shell_and_our_own_grammar(folder: str) -> None:
+    line = sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], folder)
+    words = parse("sweep", shlex.split(line)[2:])
+    for point in COMPOSER.points(words.overrides):
+        config = COMPOSER.config(point)
+        assert config["run_dir"] == folder
+        if folder:
+            assert validate("sweep", config)["run_dir"] == folder
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name])
+def test_a_folder_of_any_name_can_be_given_to_transfer(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(parents=True)
+    words = parse("transfer", shlex.split(shell_path(folder)))
+    assert [Path(word) for word in words.positional] == [Path(folder)]
+    assert not words.overrides

@@ -297,6 +297,43 @@ def test_trials_without_a_result_are_said_and_leave_the_verdict_undecided(capsys
     assert "do not settle whether mup transfers: mup: 2 trials are unfinished" in page
 
 
+@pytest.mark.parametrize("run_dir", ["run", "it's a = b, $c #1"])
+def test_a_sweep_that_was_killed_is_continued_by_the_printed_line(
+    run_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed at random in the first size: at no point is a larger one to be added, which was asked for already."""
+    asked = points_of([*GRID, "parameterization=mup,sp"])
+    with Store.create(run_dir) as store:
+        store.add("killed", points_of([*GRID[1:], "model.width=32", "parameterization=mup,sp"]))
+        for _ in range(5):
+            claim = store.claim("killed", "me", 60)
+            assert claim is not None
+            store.finish("me", finished(claim.key, claim.config))
+        store.add("planted", asked)
+    assert main(["transfer", run_dir]) == 3
+    said = capsys.readouterr()
+    assert "undecided: 75 trials of 80 have not run." in said.out  # 2 x 3 x 8 x 2, the 16 of the base width shared
+    assert "larger" not in said.out + said.err
+    (line,) = (line for line in said.err.splitlines() if line.startswith("  mutransfer sweep"))
+    program, verb, *words = shlex.split(line)
+    assert (program, verb) == ("mutransfer", "sweep")
+    assert {point.key for point in points_of(words)} == {point.key for point in asked}
+    assert expand(Composer("sweep"), words).settings["run_dir"] == run_dir
+
+
+def test_trials_that_are_no_grid_are_continued_without_a_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Width 32 was swept over two learning rates and width 64 over other ones: no line may join the two."""
+    parts = [["model.width=32", "optimizer.lr=0.5,0.25"], ["model.width=64", "optimizer.lr=0.125"]]
+    with Store.create("run") as store:
+        for part in parts:
+            store.add(str(part), points_of(part))
+    assert main(["transfer", "run"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  mutransfer sweep")]
+    asked = {point.key for part in parts for point in points_of(part)}
+    assert {point.key for line in lines for point in points_of(shlex.split(line)[2:])} == asked
+    assert len(lines) == 2
+
+
 def test_unfinished_trials_of_another_setting_leave_the_verdict_as_it_is() -> None:
     plant(Path("run"), "parameterization=mup")
     with Store.create(Path("run")) as store:

@@ -284,16 +284,82 @@ def planted(status: Status, loss: float | None) -> Callable[..., list[TrialRecor
 
 
 @pytest.mark.parametrize(("status", "loss"), [("diverged", None), ("done", 2.0)])
-def test_after_a_sweep_that_diverged_everywhere_smaller_learning_rates_come_next(
+def test_after_a_sweep_that_diverged_everywhere_sweep_and_transfer_agree_on_what_comes_next(
     status: Status, loss: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LocalEngine, "run", planted(status, loss))
-    assert main(["sweep", "model.width=32", "optimizer.lr=2**-4,2**-3", *TINY]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Next: " in line)
-    if status == "diverged":
-        assert line.endswith("the same command with smaller learning rates, optimizer.lr=2**-10,2**-8,2**-6")
-    else:
-        assert line == "Next: mutransfer transfer runs/gpt"
+    code = main(["sweep", "model.width=32", "optimizer.lr=2**-4,2**-3,2**-2", *TINY])
+    line = capsys.readouterr().out.splitlines()[-1]
+    if status == "done":
+        assert (code, line) == (0, "Next: mutransfer transfer runs/gpt")
+        return
+    advice = "mup diverged at every value of optimizer.lr at size 32: add smaller ones, such as optimizer.lr="
+    values = "2**-7,2**-6,2**-5"  # an octave apart, as those that were tried
+    assert (code, line) == (3, f"Every trial diverged. {advice}{values}.")
+    assert main(["transfer", "runs/gpt"]) == 3
+    assert f"undecided: {advice}{values}." in capsys.readouterr().out
+    content = json.loads(Path("runs/gpt/transfer.json").read_text())
+    assert content["verdict"] == "undecided"
+    assert values in content["open"]
+
+
+def test_results_that_cannot_be_written_out_are_kept_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(LocalEngine, "run", planted("done", 2.0))
+    with monkeypatch.context() as patch:
+        patch.setattr("mutransfer.records.tempfile.mkstemp", refused)
+        assert main(["sweep", "model.width=32", "optimizer.lr=2**-4", *TINY]) == 2
+    said = capsys.readouterr()
+    assert "2.0000" in said.out
+    assert "File too large. Allow larger files (`ulimit -f unlimited`" in said.err
+    assert "kept in runs/gpt/sweep.sqlite" in said.err
+    with Store.open("runs/gpt") as store:
+        assert [record.val_loss for record in store.records()] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-2000]), "is cut off or damaged"),
+        (lambda file: file.write_bytes(b""), "is cut off or damaged"),
+        (lambda file: file.write_bytes(_with_a_wrong_byte(file.read_bytes())), "is damaged"),
+    ],
+)
+def test_a_finished_run_without_its_model_is_no_finished_run(
+    damage: Callable[[Path], object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "model.width=32", "run_dir=out", *TINY]
+    assert main(command) == 0
+    record = Path("out/train.json").read_bytes()
+    damage(Path("out/checkpoint.pt"))
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"its model is lost: out/checkpoint.pt {said}. Put a copy of it back, or give resume=never" in error
+    assert error.count("\n") == 1
+    assert Path("out/train.json").read_bytes() == record
+    assert main([*command, "resume=never"]) == 0
+    assert main(command) == 0
+
+
+def _with_a_wrong_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_files_that_may_not_grow_are_said_before_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100_000, 100_000))
+    assert main(["train", "model.width=32", "run_dir=out", *TINY]) == 2
+    error = capsys.readouterr().err
+    assert "A file may have 0.1 MB here" in error
+    assert "`ulimit -f unlimited`" in error
+    assert not Path("out").exists()
 
 
 def test_a_summary_says_that_the_folder_holds_more(

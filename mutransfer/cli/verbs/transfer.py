@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mutransfer.cli.arguments import Arguments
-from mutransfer.cli.command import sweep_command, train_command
+from mutransfer.cli.command import override, sweep_command, train_command
+from mutransfer.cli.dispatch import UNDECIDED
 from mutransfer.cli.output import print_config, printable
+from mutransfer.cli.remaining import remaining_commands
+from mutransfer.cli.standing import TooEarlyError, analyze
 from mutransfer.cli.targets import check_target
 from mutransfer.errors import ConfigError, RunError
-from mutransfer.records import TrialRecord
+from mutransfer.records import TrialRecord, write_json
 from mutransfer.sweep.compose import Composer, expand_numbers
 from mutransfer.sweep.store import Store
 from mutransfer.sweep.validate import validate
-from mutransfer.transfer import TransferReport, analyze_records, extensions, transfer_hyperparameters
+from mutransfer.transfer import TransferReport, extensions, transfer_hyperparameters
 from mutransfer.transfer.axis import AXES
 from mutransfer.transfer.grid import Extension, overrides
 from mutransfer.transfer.target import TargetHyperparameters
@@ -27,6 +30,9 @@ from mutransfer.transfer.target import TargetHyperparameters
 
 def run(composer: Composer, arguments: Arguments) -> int:
     """Returns 0 where the subject transfers, 1 where it does not, 3 where the sweep cannot tell.
+
+    It is 3 as well where trials that have not run, or training that diverges everywhere, leave nothing to judge; then
+    transfer.json says that alone, and there is no page.
 
     Where the report cannot be written it is 2, whatever the verdict: a script that goes on to read transfer.json would
     read none, or an older one. The verdict is printed before, and its own code is in the error.
@@ -37,7 +43,10 @@ def run(composer: Composer, arguments: Arguments) -> int:
     run_dir, sizes = _run_dir(arguments.positional), _sizes(arguments.target)
     records, unfinished = _trials(run_dir)
     asked = {name: config[name] for name in ("axis", "subject", "level")}
-    report = analyze_records(records, **asked, unfinished=unfinished)
+    try:
+        report = analyze(records, unfinished, **asked)
+    except TooEarlyError as why:
+        return _undecided(run_dir, str(why).rstrip("."))
     lines = tuple(_extension_command(report, part, run_dir) for part in extensions(report))
     report = dataclasses.replace(report, commands=lines)
     target = _target(report, sizes) if sizes else None
@@ -59,8 +68,17 @@ def _trials(run_dir: Path) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
         records, unfinished = store.records(), store.unfinished()
     if unfinished:
         trials = "1 trial is" if len(unfinished) == 1 else f"{len(unfinished)} trials are"
-        print(f"{trials} unfinished and not counted: run the same sweep again to finish.", file=sys.stderr)
+        lines = remaining_commands(unfinished, records, run_dir)
+        how = "\n  ".join(["To finish:", *lines]) if lines else "Run the same sweep again to finish."
+        print(printable(f"{trials} unfinished and not counted. {how}"), file=sys.stderr)
     return records, unfinished
+
+
+def _undecided(run_dir: Path, why: str) -> int:
+    print(printable(f"undecided: {why}."))
+    content = {"verdict": "undecided", "open": why, "parameterizations": {}, "extend": []}
+    print(f"Written: {write_json(run_dir / 'transfer.json', content)}")
+    return UNDECIDED
 
 
 def _run_dir(words: Sequence[str]) -> Path:
@@ -143,7 +161,8 @@ def _write(
     try:
         return write(read_check(check))
     except CheckError as error:
-        again = f"Delete it, or make it again with `mutransfer check ... run_dir={run_dir}`."
+        again_dir = shlex.quote(override("run_dir", str(run_dir)))
+        again = f"Delete it, or make it again with `mutransfer check ... {again_dir}`."
         why = f"{check} is not shown in the report. {error} {again}"
         print(f"mutransfer: {printable(why)}", file=sys.stderr)
         return write(unshown_check=why)
