@@ -27,7 +27,7 @@ CONTRACTIONS: dict[str, dict[int, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "linear": {0: ((-1,), ()), 1: ((1,), ())},
     "_grouped_mm": {0: ((-1,), ()), 1: ((1,), (0,))},
 }
-LOOKUPS = {"embedding", "index_select", "index", "gather", "_embedding_bag"}
+LOOKUPS = {"embedding", "index_select", "index", "gather", "_embedding_bag", "grid_sampler_2d", "grid_sampler_3d"}
 NORMS = {"native_layer_norm", "_fused_rms_norm", "native_batch_norm", "_native_batch_norm_legit",
           "native_group_norm", "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update",
           "_native_batch_norm_legit_functional"}  # fmt: skip

@@ -24,6 +24,8 @@ def norm_in_front(trace: Trace, readout: Use) -> NormFold | str:
     Walks back from the readout's activation through views, copies and dropout to the op that applies the gain; every
     value on the way must be consumed by that way alone and must not leave the model.
     """
+    if not readout.reached:
+        return "the example inputs do not reach it"
     op = trace.ops[readout.op]
     value = _activation(op)
     bias: list[str] = []

@@ -76,7 +76,8 @@ def check_patterns(hyperparameters: Hyperparameters, names: Mapping[str, object]
     """Raises RoleError for an lr pattern that is no role and matches no parameter."""
     for key in hyperparameters.lr:
         if key not in set(Role) and not any(fnmatch.fnmatchcase(name, key) for name in names):
-            raise RoleError(f"Learning rate pattern {key!r} matched no parameter.{nearest(key, [*Role, *names])}")
+            known = [*(role.value for role in Role), *names]
+            raise RoleError(f"Learning rate pattern {key!r} matched no parameter.{nearest(key, known)}")
 
 
 def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -277,7 +277,7 @@ def _collect(model: nn.Module, recorder: Recorder) -> dict[str, Law]:
 
 def _measured(build: Callable[[], nn.Module], names: list[str]) -> dict[str, Law]:
     """Laws by the values of rebuilt models, always the same ones: a plan is a function of what it is given."""
-    _seed(0)
+    seed_all(0)
     pooled: dict[str, list[Tensor]] = {name: [] for name in names}
     for _ in range(POOLED_REBUILDS):
         parameters = dict(build().named_parameters(remove_duplicate=False))
@@ -286,7 +286,8 @@ def _measured(build: Callable[[], nn.Module], names: list[str]) -> dict[str, Law
     return {name: estimate(torch.cat(values)) for name, values in pooled.items()}
 
 
-def _seed(seed: int) -> None:
+def seed_all(seed: int) -> None:
+    """Seeds torch, Python, and NumPy where it is in use."""
     torch.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):

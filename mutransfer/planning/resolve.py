@@ -16,15 +16,14 @@ from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depth import Factors, plan_depth
 from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
-from mutransfer.planning.inputs import find_trace
 from mutransfer.planning.laws import Law, untouched_rng
-from mutransfer.planning.layers import with_declared_uses
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
+from mutransfer.planning.parts import with_uses_of_parts
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.trace import evaluating, trace
-from mutransfer.planning.trace_base import BaseTrace, trace_base
+from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
 from mutransfer.rules.table import Parameterization, Role, Row
 
 
@@ -67,8 +66,8 @@ def _resolve(
     known: Base,
     example_inputs: Any,
 ) -> PlanData:
-    inputs, found = find_trace(model, example_inputs)
-    traced = with_declared_uses(found, model)
+    inputs, found = trace_model(model, example_inputs, known.build)
+    traced = with_uses_of_parts(found, model)
     check_patterns(options.hyperparameters, traced.uses)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     untouched = frozen if options.init == "keep" else set()

@@ -14,7 +14,7 @@ from mutransfer.planning.ops import Trace, Use
 from mutransfer.planning.sizes import Dim
 from mutransfer.rules.table import Role
 
-NOT_REACHED = "not reached by the example inputs, taken from its layer"
+NOT_REACHED = "not reached by the example inputs, taken from its own module"
 """In the reason of a parameter that the traced forward pass does not use."""
 GIVEN = "as given by roles="
 """The reason of a parameter whose role the user gave."""
@@ -115,18 +115,28 @@ def _proven(
     if None in roles or any(dim.grows and dim.size == 1 for dim in own):
         found = [*found, Use("opaque")]
     looked_up = any(use.kind == "lookup" for use in found)
-    if looked_up and roles == {Role.OUTPUT} and len(growing) == 1:
-        why = "looked up by index, and contracted over the width as readout (tied)"
-        return replace(_assignment(Role.INPUT, own, frozenset(), found, why), readouts=tuple(contractions))
     opaque = any(use.kind == "opaque" for use in found)
+    if len(growing) == 1 and (looked_up or Role.INPUT in roles) and roles - {Role.INPUT} == {Role.OUTPUT}:
+        return _tied(own, found, growing)
     role = next(iter(roles)) if len(roles) == 1 else None
-    if role is not None and not looked_up and not opaque:
+    if role is not None and not opaque and (role is Role.INPUT or not looked_up):
         return _assignment(role, own, contractions[0].contracted, found, _why(contractions[0], growing))
     if not roles and len(growing) == 1 and found and not opaque:
         return _assignment(_uncontracted(own, found), own, frozenset(), found, _why_uncontracted(looked_up))
     if not strict:
         return _guess(own, growing, found)
     raise RoleError(_unproven(name, own, growing, found))
+
+
+def _tied(dims: Sequence[Dim], found: Sequence[Use], growing: Dims) -> Assignment:
+    """Embedding and readout at once: rows are looked up, or mixed by what the forward pass says of each (a projection
+    from a table of low rank), and elsewhere they are contracted over the width."""
+    readouts = [use for use in found if use.kind == "contraction" and growing & use.contracted]
+    entering = [use for use in found if use.kind == "contraction" and use not in readouts]
+    first = _why(entering[0], growing) if entering else "looked up by index"
+    why = f"{first}, and contracted over the width as readout (tied)"
+    contracted = entering[0].contracted if entering else frozenset()
+    return replace(_assignment(Role.INPUT, dims, contracted, found, why), readouts=tuple(readouts))
 
 
 def _growing(dims: Sequence[Dim]) -> Dims:
@@ -137,8 +147,9 @@ def _as_embedding(
     use: Use, growing: Dims, dims: Mapping[str, tuple[Dim, ...]], uses: Mapping[str, tuple[Use, ...]]
 ) -> Use:
     """A parameter that is multiplied by a matrix of another one (learned queries, say) is an activation there, as
-    rows of an embedding are; two parameters whose product makes a weight are neither, and proven for nothing."""
-    if not use.partner:
+    rows of an embedding are; two parameters whose product makes a weight are neither, and proven for nothing. One that
+    is of one size at every width (learned boxes) is as good as an input."""
+    if not use.partner or not _growing(dims[use.partner]):
         return use
     theirs = next((other for other in uses[use.partner] if other.op == use.op), None)
     if theirs is None:
@@ -172,11 +183,11 @@ def _uncontracted(dims: Sequence[Dim], uses: Sequence[Use]) -> Role:
 
 def _why(use: Use, growing: Dims) -> str:
     axes = ", ".join(map(str, sorted(use.contracted)))
-    into = "growing" if growing & use.contracted else "fixed"
-    out_of = growing - use.contracted
-    if out_of and out_of <= use.batch:
+    into, out_of = growing & use.contracted, growing - use.contracted
+    if out_of and out_of <= use.batch and not into:
         return f"contracts a fixed size (dimension {axes}) in each of a growing number of channels"
-    return f"contracts a {into} size (dimension {axes}) into a {'growing' if out_of else 'fixed'} one"
+    sizes = ["growing" if dims else "fixed" for dims in (into, out_of)]
+    return f"contracts a {sizes[0]} size (dimension {axes}) into a {sizes[1]} one"
 
 
 def _why_uncontracted(looked_up: bool) -> str:

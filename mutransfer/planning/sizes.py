@@ -94,9 +94,10 @@ def check_structure(model: Shapes, base: Shapes) -> None:
     """Raises ShapeError where base and model differ in their parameters' names or numbers of dimensions."""
     extra, missing = sorted(set(model) - set(base)), sorted(set(base) - set(model))
     if extra or missing:
+        only = (f"only in the {where} {_few(names)}" for where, names in (("model", extra), ("base", missing)) if names)
         raise ShapeError(
-            f"Base and model have different parameters: only in the model {_few(extra)}, only in the base "
-            f"{_few(missing)}. Build both with one constructor and change only its width."
+            f"Base and model have different parameters: {', '.join(only)}. "
+            "Build both with one constructor and change only its width."
         )
     for name, shape in model.items():
         if len(shape) != len(base[name]):

@@ -20,9 +20,11 @@ from torch.func import functional_call
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.calls import tensors_in
-from mutransfer.planning.laws import in_place, untouched_rng
+from mutransfer.planning.laws import in_place, seed_all, untouched_rng
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.tracer import Tracer
+
+MakeTracer = Callable[[Mapping[str, Tensor], Any], Tracer]
 
 
 @contextmanager
@@ -60,42 +62,70 @@ def unfused() -> Iterator[None]:
 
 
 def trace(
-    model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], *, build: Callable[[], nn.Module] | None = None
+    model: nn.Module,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    *,
+    build: Callable[[], nn.Module] | None = None,
+    tracer: MakeTracer = Tracer,
 ) -> Trace:
     """Runs the model once on copies of its parameters; the model, its buffers and the random state are untouched.
 
     The copies are fake and cost no memory. A forward pass that asks for values (`.item()`, a loop over the experts that
-    were chosen) runs on real ones where the model is small; one that does not run in training mode, in evaluation mode.
+    were chosen) runs on real ones where the model is small. One that does not run in training mode runs in evaluation
+    mode, and so does one that reaches more parameters there (layers are dropped at random in training).
 
     Args:
         model: on any device, meta included.
         inputs: positional or keyword arguments of its forward.
         build: makes the same model with values, for one on meta.
+        tracer: makes what watches a run, from the parameters by name and the inputs; the one whose run is returned has
+            it as its `traced`.
 
     Raises:
         RoleError: the forward pass fails on these inputs.
     """
     args, kwargs = (tuple(inputs), {}) if not isinstance(inputs, Mapping) else ((), dict(inputs))
+    traces: list[Trace] = []
     failure: Exception | None = None
     for evaluate in (False, True) if model.training else (False,):
-        with untouched_rng(), unfused(), _unlogged(), torch.enable_grad(), evaluating(model, evaluate):
+        with _repeatable(), unfused(), _unlogged(), torch.enable_grad(), evaluating(model, evaluate):
             try:
-                return _on_fakes(model, args, kwargs)
-            except _ASKS_FOR_VALUES as error:
+                traces.append(_attempt(model, args, kwargs, build, tracer))
+            except Exception as error:  # whatever a foreign forward pass raises
                 failure = failure or error
-            except Exception as error:
-                failure = failure or error
-                continue
-            valued = _with_values(model, build)
-            if valued is not None:
-                try:
-                    return _on_values(valued, args, kwargs)
-                except Exception as error:
-                    failure = error
+        if traces and all(traces[-1].uses.values()):
+            break
+    if traces:
+        return max(traces, key=lambda found: sum(map(bool, found.uses.values())))
     raise RoleError(
-        f"The model's forward pass failed on the example inputs ({type(failure).__name__}: {_first_line(failure)}). "
+        f"The model's forward pass failed on the example inputs ({in_a_line(failure)}). "
         "Pass example_inputs= that model(*example_inputs) accepts."
     ) from failure
+
+
+def _attempt(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    build: Callable[[], nn.Module] | None,
+    make: MakeTracer,
+) -> Trace:
+    """On fakes, or where these do not tell what is asked of them, on values."""
+    try:
+        return _on_fakes(model, args, kwargs, make)
+    except _ASKS_FOR_VALUES:
+        valued = _with_values(model, build)
+        if valued is None:
+            raise
+    return _on_values(valued, args, kwargs, make)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """The same draws in every trace: layers that are dropped at random are the same ones."""
+    with untouched_rng():
+        seed_all(0)
+        yield
 
 
 LARGEST_REAL = 2**29
@@ -125,12 +155,12 @@ def _with_values(model: nn.Module, build: Callable[[], nn.Module] | None) -> nn.
     return model
 
 
-def _on_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def _on_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: MakeTracer) -> Trace:
     state: dict[str, Tensor] = {
         name: nn.Parameter(p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()
     }
     state |= {name: b.detach().clone() for name, b in model.named_buffers()}
-    return _run(model, state, args, kwargs, nullcontext())
+    return _run(model, state, args, kwargs, nullcontext(), make)
 
 
 @contextmanager
@@ -145,23 +175,31 @@ def _unlogged() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def _on_fakes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: MakeTracer) -> Trace:
     numbers = {name: b.item() for name, b in model.named_buffers() if b.numel() == 1 and not b.is_meta}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         state = {name: _fake_parameter(p) for name, p in model.named_parameters()}
         state |= {name: _fake_buffer(b, numbers.get(name)) for name, b in model.named_buffers()}
         args, kwargs = _fake_inputs(args), _fake_inputs(kwargs)
-    return _run(model, state, args, kwargs, mode)
+    return _run(model, state, args, kwargs, mode, make)
 
 
-def _run(model: nn.Module, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> Trace:
-    tracer = Tracer({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
+def _run(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mode: Any,
+    make: MakeTracer,
+) -> Trace:
+    tracer = make({name: state[name] for name, _ in model.named_parameters()}, (args, kwargs))
     given = frozenset(tracer.number(t) for t in tensors_in((args, kwargs)))
     with _module_path(model, tracer.path), _as_it_was(model), in_place(), mode, tracer:
         out = functional_call(model, state, args, kwargs, tie_weights=True)
     results = frozenset(tracer.number(t) for t in tensors_in((out,)))
-    return Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)
+    tracer.traced = Trace(tracer.uses(), tuple(tracer.ops), results, frozenset(tracer.normalized), given)
+    return tracer.traced
 
 
 @contextmanager
@@ -205,6 +243,7 @@ def _fake_inputs(value: Any) -> Any:
     return value
 
 
-def _first_line(error: Exception | None) -> str:
+def in_a_line(error: BaseException | None) -> str:
+    """What an error is and how its message begins."""
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no message"
+    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"

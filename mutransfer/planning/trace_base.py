@@ -1,16 +1,19 @@
-"""The base's forward pass, on the model's inputs or on others that it takes."""
+"""The model's forward pass, and the base's on the same inputs or on others that it takes."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mutransfer.errors import MutransferError
+from torch import nn
+
+from mutransfer.errors import MutransferError, RoleError, ShapeError
 from mutransfer.planning.inputs import find_trace
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.rebuild import Build
 from mutransfer.planning.sizes import without_memory
-from mutransfer.planning.trace import trace
+from mutransfer.planning.trace import in_a_line, trace
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,36 @@ class BaseTrace:
 
     trace: Trace
     inputs: Any
+
+
+def trace_model(model: nn.Module, inputs: Any, build: Build | None) -> tuple[Any, Trace]:
+    """The model's inputs and its trace on them.
+
+    Args:
+        inputs: as given; None for a guess.
+        build: makes the base, where that can be made.
+
+    Raises:
+        RoleError: the forward pass fails on these inputs, or no guess is accepted.
+        ShapeError: it fails, and the base's runs on the same inputs: the model was not made wider in all its sizes.
+    """
+    try:
+        return find_trace(model, inputs)
+    except RoleError as error:
+        if inputs is None or build is None or not _runs(build, inputs):
+            raise
+        raise ShapeError(
+            f"The model's forward pass fails ({in_a_line(error.__cause__)}), though the base's runs on the same inputs:"
+            " a size in its config or in its code does not follow the width. Give base= as a dict of all config fields "
+            "that grow together, or a factory= that sets them all."
+        ) from error
+
+
+def _runs(build: Build, inputs: Any) -> bool:
+    with suppress(MutransferError):
+        find_trace(without_memory(build), inputs, build=build)
+        return True
+    return False
 
 
 def trace_base(build: Build, inputs: Any, *, evaluated: bool) -> BaseTrace:

@@ -38,7 +38,7 @@ from mutransfer.planning.calls import (
 )
 from mutransfer.planning.degrees import degree
 from mutransfer.planning.layout import Dims, Form, Layout, union
-from mutransfer.planning.ops import Op, Use
+from mutransfer.planning.ops import Op, Trace, Use
 from mutransfer.planning.products import Products, weight_uses
 from mutransfer.planning.rewrites import rewritten
 
@@ -57,6 +57,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.path: list[str] = []
+        self.traced: Trace | None = None
         self.normalized: set[str] = set()
         self._uses: dict[str, list[Use]] = {name: [] for name in parameters}
         self._numbers: dict[int, int] = {}
@@ -181,16 +182,18 @@ class Tracer(TorchDispatchMode):
 
     def _follow(self, call: Call, *, numbered: bool) -> None:
         """A static result stands for the parameters of its own shape, entry by entry; others are gains and biases of
-        those. Positions may be added up from smaller tables; an outer product of two parameters is no use we know."""
+        those. Positions may be added up from smaller tables, and a table made of one parameter and numbers (a factor a
+        head, times the logarithm of each position); an outer product of two parameters is no use we know."""
         shape, name = call.results[0].shape, call.name
         whole = [i for i, t in call.held.items() if t.shape == shape]
         alone = not numbered and all(i in call.layouts for i in call.held)
+        spread = name == "mul" and len(call.layouts) == 1
         form: Form = "proportional" if name in PROPORTIONAL else "nonlinear"
         if name in ("add", "sub"):
             form = "proportional" if alone and len(call.held) > 1 else "shifted"
         carried: dict[int, Form] = {}
         for i in call.layouts:
-            if i in whole or name in JOINS or (not whole and name in ADDITIVE) or len(call.held) == 1:
+            if i in whole or name in JOINS or len(call.held) == 1 or (not whole and (spread or name in ADDITIVE)):
                 carried[i] = form
             else:
                 self._add(call, i, self._elementwise(call, i) if whole else None)

@@ -267,6 +267,7 @@ def test_init_std_leaves_gains_and_biases_alone():
         ({"output_mult": "2"}, ConfigError, "must be a positive number"),
         ({"init_std.vector": 2.0}, ConfigError, "no init_std for 'vector'"),
         ({"lr.*.porj": 2.0}, RoleError, "matched no parameter"),
+        ({"lr.hiden": 2.0}, RoleError, "Did you mean 'hidden'[?]"),
         ({"residual_mult": 2.0}, RuleError, "table of widths only"),
     ],
 )

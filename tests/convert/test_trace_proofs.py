@@ -239,3 +239,69 @@ def test_the_singular_value_of_spectral_norm_is_no_use_of_its_weight(training: b
         mt.plan(build(64), "mup", base=16, factory=build, example_inputs=X)
     plan = mt.plan(build(64), "sp", base=16, factory=build, example_inputs=X, init="keep")
     assert plan["2.parametrizations.weight.original"].role == "output"
+
+
+def test_rows_that_are_interpolated_or_mixed_by_probabilities_are_looked_up() -> None:
+    def sampled(m: Net, h: Tensor) -> Tensor:
+        grid = torch.linspace(-1, 1, 6).expand(1, 1, 6, 6)[..., :2]
+        return h + functional.grid_sample(m.positions.T.reshape(1, -1, 4, 2), grid, align_corners=False)[0, :, 0].T
+
+    def soft(m: Net, h: Tensor) -> Tensor:
+        return torch.softmax(h @ m.logits, -1) @ m.table + m.table[IDS]
+
+    assert roles(sampled, lambda w: {"positions": (8, w)}) == {"positions": "input"}
+    assert roles(soft, lambda w: {"logits": (w, 7), "table": (7, w)}) == {"logits": "output", "table": "input"}
+
+
+def test_a_projection_that_reads_out_too_is_tied_to_itself() -> None:
+    class Factorized(nn.Module):
+        """ALBERT's two-step embedding, both steps tied to the readout."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.rows, self.up = nn.Embedding(7, 4), nn.Linear(4, width, bias=False)
+            self.norm = nn.LayerNorm(width)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.norm(torch.tanh(self.up(self.rows(ids)))) @ self.up.weight @ self.rows.weight.T
+
+    plan = mt.plan(Factorized(64), "mup", base=16, factory=Factorized, example_inputs=IDS)
+    line = plan["up.weight"]
+    assert (line.role, line.fan_in, line.m_in, line.m_out) == ("input", 4, 1, 4)
+    assert "contracted over the width as readout (tied)" in line.why
+    assert plan["norm.weight"].carried == pytest.approx(1 / 4), "muP's tied readout is multiplied by 1/m"
+
+
+def test_a_weight_that_contracts_learned_numbers_of_a_fixed_count_is_an_input_layer() -> None:
+    def boxes(m: Net, h: Tensor) -> Tensor:
+        return h + (torch.sigmoid(m.boxes) @ m.embed_boxes)[None]
+
+    assert roles(boxes, lambda w: {"boxes": (6, 4), "embed_boxes": (4, w)}) == {
+        "boxes": "scalar",
+        "embed_boxes": "input",
+    }
+
+
+def test_a_factor_a_channel_times_a_number_a_position_is_a_gain() -> None:
+    def head(m: Net, h: Tensor) -> Tensor:
+        return h * (m.scale * torch.arange(1.0, 7.0).log()[:, None] + m.shift)
+
+    assert roles(head, lambda w: {"scale": (w,), "shift": (w,)}) == {"scale": "vector", "shift": "vector"}
+
+
+def test_the_reason_of_a_grouped_convolution_says_which_size_grows() -> None:
+    class Grouped(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.stem, self.few = nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=4)
+            self.many = nn.Conv2d(width, width, 3, groups=width // 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.many(self.few(self.stem(x)))
+
+    plan = mt.plan(Grouped(64), "mup", base=16, factory=Grouped, example_inputs=torch.zeros(2, 3, 8, 8))
+    reasons = {name: (plan[f"{name}.weight"].role.value, plan[f"{name}.weight"].why) for name in ("few", "many")}
+    assert reasons == {
+        "few": ("hidden", "contracts a growing size (dimension 1, 2, 3) into a growing one"),
+        "many": ("vector", "contracts a fixed size (dimension 1, 2, 3) in each of a growing number of channels"),
+    }

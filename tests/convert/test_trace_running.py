@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import mutransfer as mt
+from mutransfer.errors import RoleError, ShapeError
 from mutransfer.planning.inputs import find_inputs, find_trace
 
 X = torch.zeros(2, 6, 5)
@@ -88,3 +89,53 @@ def test_a_forward_pass_that_leaves_tensors_on_the_model_leaves_none_of_the_trac
     assert (model.last.shape, model.seen, hasattr(model, "cache")) == ((1,), [], False)
     model(torch.zeros(2, 4))
     assert float(model.last) == pytest.approx(float(model.cache.mean()))
+
+
+class DropsLayers(nn.Module):
+    """LayerDrop (Fan et al. 2020): in training a layer is skipped at random, here nearly always."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, width)
+        self.layers = nn.ModuleList(nn.MultiheadAttention(width, width // 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for layer in self.layers:
+            if not (self.training and torch.rand([]) < 0.9):
+                h = h + layer(h, h, h)[0]
+        return h
+
+
+def test_layers_that_are_dropped_at_random_are_traced_where_none_is_dropped():
+    model = DropsLayers(32)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        plan = mt.plan(model, "mup", base=16, factory=DropsLayers, example_inputs=X)
+        assert len(plan.base_forward.scales) == 3
+        assert not any("not reached" in line.why for line in plan)
+    assert model.training
+
+
+class OnlyWhereItIsSmall(nn.Module):
+    """A size in the code that does not follow the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, width), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.embed(x))
+
+
+def test_a_model_that_does_not_run_at_its_width_is_told_from_inputs_that_do_not_fit():
+    def plan(inputs: Tensor) -> mt.Plan:
+        make = OnlyWhereItIsSmall
+        return mt.plan(make(64), "mup", base=16, factory=make, example_inputs=inputs)
+
+    with pytest.raises(
+        ShapeError, match=r"fails \(RuntimeError: .*\), though the base's runs on the same inputs: a size"
+    ):
+        plan(X)
+    with pytest.raises(RoleError, match=r"failed on the example inputs .* Pass example_inputs="):
+        plan(torch.zeros(2, 6, 3))

@@ -82,7 +82,7 @@ def test_a_block_that_only_lacks_a_parameter_is_of_the_others_kind():
 
 
 def test_a_parameter_outside_the_blocks_that_the_base_lacks_is_refused():
-    with pytest.raises(ShapeError, match=r"only in the model .'head'."):
+    with pytest.raises(ShapeError, match=r"different parameters: only in the model .'head'.\. Build"):
         compare_depths(decoder(2), [*decoder(4), "head"])
 
 
