@@ -89,6 +89,63 @@ def test_contents_follow_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
+class Described(nn.Module):
+    """Takes what its documentation says: sizes by words, numbers and fields of its config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+        self.config.feature_width = 24
+        self.read = nn.Linear(24, 4)
+
+    def forward(self, features: Tensor, places: Tensor) -> Tensor:
+        """Reads features.
+
+        Args:
+            features (`torch.FloatTensor` of shape `(batch_size, num_features, feature_width)`): what is read.
+            places (`torch.LongTensor` of shape `(batch_size, num_features, 2)`): row and column.
+        """
+        assert places.dtype == torch.long
+        return self.read(features) + places.sum()
+
+
+def test_arguments_of_unknown_names_are_made_as_the_documentation_says() -> None:
+    inputs = inputs_of(Described())
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
+        "features": (1, TOKENS, 24),
+        "places": (1, TOKENS, 2),
+    }
+
+
+class Demanding(nn.Module):
+    """Says nothing of what it takes, except by failing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.step = nn.Linear(17, 8), nn.Embedding(4, 8)
+
+    def forward(self, state: Tensor, step: Tensor, reward: Tensor | None = None) -> Tensor:
+        out = self.state(state) + self.step(step)
+        if reward is None:
+            raise ValueError("reward must be given")
+        return out + reward[:, None]
+
+
+def test_sizes_contents_and_arguments_are_learned_from_failures() -> None:
+    inputs = inputs_of(Demanding())
+    assert inputs["state"].shape[-1] == 17
+    assert inputs["step"].dtype == torch.long
+    assert "reward" in inputs
+
+
+def test_a_class_without_a_forward_pass_is_refused_as_such() -> None:
+    class Parts(nn.Module):
+        pass
+
+    with pytest.raises(RoleError, match=r"Parts has no forward pass of its own"):
+        inputs_of(Parts())
+
+
 def test_what_no_guess_fits_is_refused_with_the_remedy() -> None:
     class Opaque(nn.Module):
         def forward(self, key: Tensor) -> Tensor:
