@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,12 @@ from torch import nn
 
 import mutransfer as mt
 from mutransfer.check.batches import Generated
-from mutransfer.check.measure import first_tensor
 from mutransfer.errors import MutransferError
 from mutransfer.planning.sizes import shapes_of, without_memory
+from zoo import forms
 from zoo.depth import depth_check, depth_columns
 from zoo.subjects import NotBuiltError, Small, Subject
 
-STEPS, ALIKE = 3, 1e-9
 CHEAP = 20_000_000
 """Parameters of the widest model: where it has fewer, one more width is checked."""
 
@@ -101,46 +99,9 @@ def _attention(small: Small, model: nn.Module, plan: Any) -> dict[str, Any]:
 
 
 def _forms(small: Small, fresh: nn.Module, plan: Any) -> dict[str, Any]:
-    """How far the losses of the folded and of the explicit form are apart, relatively, in float64."""
+    """How far the losses of the folded and of the explicit form are apart."""
     other = _plan(small, fresh, form="explicit" if plan.form == "folded" else "folded")
-    runs = [_trained(copy.deepcopy(fresh).double(), one, small.inputs(0)) for one in (plan, other)]
-    difference = max(abs(a - b) / abs(a) for a, b in zip(*runs, strict=True))
-    return {"folded_is_explicit": difference <= ALIKE, "forms": f"{difference:.1e}"}
-
-
-def _trained(model: nn.Module, plan: Any, inputs: Any) -> list[float]:
-    plan.apply(model)
-    return _losses(_in_float64(model), plan, inputs)
-
-
-def _in_float64(model: nn.Module) -> nn.Module:
-    """Grouped products know no float64: experts one after the other. In training: some keep what they evaluate."""
-    switch = getattr(model, "set_experts_implementation", None)
-    if callable(switch):
-        switch("eager")
-    return model.train()
-
-
-def _losses(model: nn.Module, plan: Any, inputs: Any) -> list[float]:
-    optimizer = plan.make_optimizer(model, lr=2**-8, weight_decay=0.1)
-    losses = []
-    doubled = {name: _double(value) for name, value in _named(inputs)}
-    for step in range(STEPS):
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        out = first_tensor(model(**doubled) if isinstance(inputs, dict) else model(*doubled.values()))
-        assert out is not None
-        target = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
-        loss = ((out - target) ** 2).mean()
-        loss.backward()
-        plan.clip_grad_norm_(model, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return forms.compare(fresh, (plan, other), small.inputs(0))
 
 
 # Checks

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 from zoo.command import main
+from zoo.forms import compare
 from zoo.from_torch import torch_subjects
 from zoo.pool import append_row, read_rows, run_all
 from zoo.stages import examine
 from zoo.subjects import NotBuiltError, Small, Subject
 from zoo.summary import merged, pattern, summary
+
+import mutransfer as mt
 
 
 def subject(name: str, make: Any = lambda: None) -> Subject:
@@ -100,6 +103,40 @@ def test_one_model_converts_and_its_forms_agree() -> None:
     assert row["converted"] is True
     assert row["folded_is_explicit"] is True
     assert "branches" not in row
+
+
+class Halved(nn.Module):
+    """Runs in evaluation mode alone, and asks for single precision inside."""
+
+    def __init__(self, width: int, readout: int = 3) -> None:
+        super().__init__()
+        self.embed, self.readout = nn.Linear(4, width), nn.Linear(width, readout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise ValueError("too short a sequence")
+        inside = nn.functional.linear(self.embed(x).float().tanh(), self.readout.weight.float())
+        return inside.to(x.dtype) + self.readout.bias
+
+
+def test_forms_are_compared_where_the_model_runs_and_in_float64_throughout() -> None:
+    inputs = (torch.linspace(-1, 1, 8).reshape(2, 4),)
+    plans = [
+        mt.plan(Halved(32), "mup", base=16, factory=Halved, form=form, example_inputs=inputs)
+        for form in ("folded", "explicit")
+    ]
+    assert compare(Halved(32), (plans[0], plans[1]), inputs)["folded_is_explicit"] is True
+    other = mt.plan(Halved(32), "sp", base=16, factory=Halved, example_inputs=inputs)
+    assert compare(Halved(32), (plans[0], other), inputs)["folded_is_explicit"] is False
+
+
+def test_forms_of_a_model_without_a_gradient_are_not_compared() -> None:
+    class Chooses(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).argmax(-1)
+
+    plan = mt.plan(Chooses(4, 32), "mup", base=16, factory=lambda w: Chooses(4, w), example_inputs=torch.ones(2, 4))
+    assert compare(Chooses(4, 32), (plan, plan), (torch.ones(2, 4),)) == {"forms": "no output has a gradient"}
 
 
 def test_what_repeats_with_depth_is_counted_and_proven() -> None:
