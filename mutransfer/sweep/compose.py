@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,10 +160,21 @@ def expand_numbers(override: str) -> str:
     key, equals, value = override.partition("=")
     if key.lstrip("+") not in numeric_keys():
         return override
+    for word in re.split(r"[,\[\]()]", value):
+        if _is_infinite(word):
+            raise ConfigError(f"{key}={word.strip()}: it must be finite; the largest number is about 1.8e308.")
     try:
         return key + equals + expand(value)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
+
+
+def _is_infinite(word: str) -> bool:
+    """`inf`, or a number that a float cannot hold."""
+    try:
+        return math.isinf(float(word))
+    except ValueError:
+        return False
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str:

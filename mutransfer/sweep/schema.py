@@ -65,6 +65,9 @@ def require(holds: bool, message: str) -> None:
 def positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
         key = f"{section}.{name}" if section else name
+        require(
+            value is None or not math.isnan(value), f"{key}=nan is no number: it must be greater than 0 and finite."
+        )
         finite = value is None or 0 < value < math.inf
         require(finite, f"{key}={value}: it must be greater than 0 and finite.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -280,3 +281,24 @@ def test_groups_offer_what_the_registries_hold() -> None:
     assert set(groups["parameterization"]) == set(PARAMETERIZATIONS)
     assert set(groups["optimizer"]) <= set(OPTIMIZERS)
     assert set(groups) - {"experiment"} <= set(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1e400", "optimizer.lr=1e400: it must be finite"),
+        ("2**-8,1e400", "optimizer.lr=1e400: it must be finite"),
+        ("-inf", "optimizer.lr=-inf: it must be finite"),
+        ("nan", "optimizer.lr=nan is no number: it must be greater than 0 and finite"),
+        ("0x10", "optimizer.lr=0x10: a number is expected, such as 0.001"),
+        ("-1", "optimizer.lr=-1.0: it must be greater than 0 and finite"),
+    ],
+)
+def test_a_learning_rate_that_is_none_is_quoted_as_it_was_typed(text: str, said: str, sweep: Composer) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        expand(sweep, [f"optimizer.lr={text}"])
+
+
+def test_digits_may_be_grouped_as_python_and_hydra_read_them(sweep: Composer) -> None:
+    (config,) = expand(sweep, ["optimizer.lr=1_000"]).configs
+    assert config["optimizer"]["lr"] == 1000

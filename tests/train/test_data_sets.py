@@ -18,6 +18,7 @@ from mutransfer.train.data import DATA, Data, build_data
 from mutransfer.train.data import corpus as stdlib_corpus
 from mutransfer.train.data.files import fingerprint
 from mutransfer.train.data.hub import _load as hub_cache
+from mutransfer.train.data.registry import fitting
 from mutransfer.train.data.synthetic import MarkovTokens
 
 TEXT = "".join(f"line {i} of some text\n" for i in range(2000))
@@ -187,9 +188,9 @@ def _lines(inputs: torch.Tensor) -> set[int]:
     ("content", "sentence"),
     [
         (None, "cannot be read: No such file or directory. Check data.path"),
-        (b"", "is empty. Give a file with text"),
-        (b"short", "has 0 training tokens and one batch needs 520. Use a longer text"),
-        (b"x" * 500, "training tokens and one batch needs 520"),
+        (b"", "is empty. Give a file that holds data"),
+        (b"short", r"has 5 bytes of text, each a token; at least 520 are needed .* 65 to hold out. Use a longer text"),
+        (b"x" * 584, "has 584 bytes of text"),
     ],
 )
 def test_a_text_that_cannot_fill_a_batch_is_refused(tmp_path: Path, content: bytes | None, sentence: str) -> None:
@@ -198,6 +199,29 @@ def test_a_text_that_cannot_fill_a_batch_is_refused(tmp_path: Path, content: byt
         path.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
         build_data({"name": "text", "path": str(path)}, {"name": "gpt"})
+
+
+def test_token_ids_that_cannot_fill_a_batch_are_counted_in_their_own_type(tmp_path: Path) -> None:
+    path = tmp_path / "ids.bin"
+    path.write_bytes(bytes(1000))
+    memmap = {"name": "memmap", "path": str(path), "seq_len": 64, "vocab_size": 300}
+    with pytest.raises(DataError, match=r"has 250 tokens of data.dtype=int32; at least 520 .*Check data.dtype, or tok"):
+        build_data(memmap | {"dtype": "int32"}, {"name": "gpt"})
+    with pytest.raises(DataError, match=r"has 500 tokens of data.dtype=uint16"):
+        build_data(memmap, {"name": "gpt"})
+    build_data(memmap | {"dtype": "uint8"}, {"name": "gpt"})
+
+
+def test_data_that_fit_a_model_are_named_and_give_what_is_said_of_them() -> None:
+    assert fitting(["images"]) == ["data=digits", "data=synthetic"]
+    assert "data=synthetic data.task=tokens" in fitting(["tokens"])
+    for name, source in DATA.items():
+        if name in ("text", "memmap", "hf"):
+            continue  # need a file
+        for kind, way in source.gives.items():
+            asked = dict([way.removeprefix("data.").split("=")]) if way else {}
+            model = "resnet" if kind == "images" else "mlp"
+            assert build_data({"name": name, **asked}, {"name": model}).info.kind == kind
 
 
 def test_a_folder_or_no_path_at_all_is_refused(tmp_path: Path) -> None:
@@ -251,7 +275,7 @@ def test_a_streamed_data_set_that_cannot_be_used_is_refused(make_data: Any) -> N
         make_data("hf", dataset="missing")
     with pytest.raises(ConfigError, match=r"data.dataset is missing"):
         make_data("hf", dataset="")
-    with pytest.raises(DataError, match=r"0 held-out tokens"):
+    with pytest.raises(DataError, match=r"and 0 held out; at least .*larger data.tokens"):
         make_data("hf", tokens=1, seq_len=1, batch_size=1)
 
 
@@ -348,7 +372,7 @@ def test_synthetic_tokens_follow_their_transition_matrix(make_data: Any) -> None
         ({"name": "stdlb"}, ConfigError, "no data set 'stdlb'. Did you mean 'stdlib'"),
         ({"name": "stdlib", "seqlen": 3}, ConfigError, "Did you mean 'seq_len'"),
         ({"name": "stdlib", "batch_size": 0}, ConfigError, "data.batch_size=0"),
-        ({"name": "stdlib", "seq_len": 10**7}, DataError, "one batch needs"),
+        ({"name": "stdlib", "seq_len": 10**7}, DataError, "tokens to train on"),
         ({"name": "digits", "batch_size": 2000}, DataError, "have 1500 training images. Use a smaller batch"),
         ({"name": "synthetic", "task": "tokns"}, ConfigError, "Did you mean 'tokens'"),
         ({"name": "synthetic", "shape": [0]}, ConfigError, "data.shape"),

@@ -211,7 +211,11 @@ WRONG: list[tuple[dict[str, Any], DataInfo, str]] = [
     ({"name": "gpt", "width": 32, "postions": "rotary"}, TOKENS, "Did you mean 'positions'"),
     ({"name": "gpt"}, TOKENS, "model.width is missing"),
     ({"name": "gtp", "width": 32}, TOKENS, "no model 'gtp'. Did you mean 'gpt'"),
-    ({"name": "mlp", "width": 32}, TOKENS, "model=mlp takes vectors or images, and this data gives tokens"),
+    (
+        {"name": "mlp", "width": 32},
+        TOKENS,
+        "this data gives tokens. Choose data that fit .data=digits, data=synthetic. or a model for tokens .model=gpt",
+    ),
     ({"name": "mlp", "width": 32, "activation": "selu"}, IMAGES, "Did you mean 'relu'"),
     ({"name": "resnet", "width": 8, "stages": 4}, IMAGES, "BatchNorm has nothing to average"),
     ({"name": "vit", "width": 32, "patch_size": 3}, IMAGES, "does not divide images of 8 pixels"),

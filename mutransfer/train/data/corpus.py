@@ -44,6 +44,7 @@ def stdlib(batches: TokenBatches) -> TokenData:
         vocab_size=256,
         sha256=corpus.sha256,
         source="Python's standard library",
+        more="Use a larger text of your own (data=text data.path=FILE)",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mutransfer.errors import DataError
-from mutransfer.train.data.tokens import TokenBatches, TokenData, Tokens
+from mutransfer.train.data.tokens import TokenBatches, TokenData, Tokens, too_few
 from mutransfer.train.settings import check_choice, check_whole
 
 HELDOUT_SHARE = 1 / 16
@@ -47,30 +47,35 @@ class MemmapSettings(TokenBatches):
 
 def text(settings: TextSettings) -> TokenData:
     """Raises DataError for a file that is missing, unreadable or shorter than one batch."""
-    return _from_file(settings, settings.path, "uint8", 256)
+    return _from_file(settings, settings.path, "uint8", 256, "bytes of text, each a token", "Use a longer text")
 
 
 def memmap(settings: MemmapSettings) -> TokenData:
     """Ids stay on disk and are read as they are drawn. Raises DataError as `text` does."""
-    return _from_file(settings, settings.path, settings.dtype, settings.vocab_size)
+    unit = f"tokens of data.dtype={settings.dtype}"
+    more = "Check data.dtype, or tokenize more text into the file"
+    return _from_file(settings, settings.path, settings.dtype, settings.vocab_size, unit, more)
 
 
-def _from_file(batches: TokenBatches, path: str, dtype: str, vocab_size: int) -> TokenData:
+def _from_file(batches: TokenBatches, path: str, dtype: str, vocab_size: int, unit: str, more: str) -> TokenData:
     tokens = _mapped(path, dtype)
-    cut = len(tokens) - max(int(len(tokens) * HELDOUT_SHARE), batches.seq_len + 1)
+    if len(tokens) < batches.needed + batches.window:
+        raise DataError(too_few(path, f"{len(tokens)} {unit}", batches, more))
+    cut = len(tokens) - max(int(len(tokens) * HELDOUT_SHARE), batches.window)
     return TokenData(
-        tokens[: max(cut, 0)],
-        tokens[max(cut, 0) :],
+        tokens[:cut],
+        tokens[cut:],
         batches,
         vocab_size=vocab_size,
         sha256=fingerprint(tokens),
         source=path,
+        more=more,
     )
 
 
 def _mapped(path: str, dtype: str) -> Tokens:
     if not path:
-        raise DataError("data.path is missing: give the file to train on, such as data.path=book.txt.")
+        raise DataError("data.path is missing: give the file to train on, as in data.path=FILE.")
     try:
         size = Path(path).stat().st_size
         if size and size % np.dtype(dtype).itemsize == 0:
@@ -78,7 +83,7 @@ def _mapped(path: str, dtype: str) -> Tokens:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check data.path.") from None
     if size == 0:
-        raise DataError(f"{path} is empty. Give a file with text in data.path.")
+        raise DataError(f"{path} is empty. Give a file that holds data in data.path.")
     raise DataError(f"{path} has {size} bytes, which is no whole number of {dtype} tokens. Check data.dtype.")
 
 

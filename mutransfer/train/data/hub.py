@@ -55,7 +55,15 @@ def hub(settings: HubSettings) -> TokenData:
     """
     train, heldout, vocab_size = _load(settings)
     digest = hashlib.sha256((fingerprint(train) + fingerprint(heldout)).encode()).hexdigest()
-    return TokenData(train, heldout, settings, vocab_size=vocab_size, sha256=digest, source=settings.dataset)
+    return TokenData(
+        train,
+        heldout,
+        settings,
+        vocab_size=vocab_size,
+        sha256=digest,
+        source=f"data.dataset={settings.dataset}, read up to data.tokens={settings.tokens},",
+        more=f"Use more rows (one in {HELDOUT_EVERY} is held out), a larger data.tokens",
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from mutransfer.train.data.corpus import stdlib
 from mutransfer.train.data.digits import Digits, DigitsSettings
 from mutransfer.train.data.files import MemmapSettings, TextSettings, memmap, text
 from mutransfer.train.data.hub import HubSettings, hub
-from mutransfer.train.data.protocol import Data
+from mutransfer.train.data.protocol import Data, Kind
 from mutransfer.train.data.synthetic import SyntheticSettings, synthetic
 from mutransfer.train.data.tokens import TokenBatches
 from mutransfer.train.settings import read_settings
@@ -24,24 +24,39 @@ class Source:
     Attributes:
         settings: its settings' dataclass.
         build: takes the settings, and where it has images, `images=`: whether to give them as such or as vectors.
-        has_images: whether it can be seen both ways; `data.images` decides, and where that is None, the model.
+        gives: the kinds of inputs that it can give, each with the override that asks for it, if one does.
     """
 
     settings: type[Any]
     build: Callable[..., Data]
-    has_images: bool = False
+    gives: Mapping[Kind, str]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it can be seen as images and as vectors; `data.images` decides, and where that is None, the model."""
+        return "images" in self.gives
 
 
 IMAGE_MODELS = ("resnet", "vit", "hf")
 
 DATA: Mapping[str, Source] = {
-    "stdlib": Source(TokenBatches, stdlib),
-    "text": Source(TextSettings, text),
-    "memmap": Source(MemmapSettings, memmap),
-    "hf": Source(HubSettings, hub),
-    "digits": Source(DigitsSettings, Digits, has_images=True),
-    "synthetic": Source(SyntheticSettings, synthetic, has_images=True),
+    "stdlib": Source(TokenBatches, stdlib, {"tokens": ""}),
+    "text": Source(TextSettings, text, {"tokens": ""}),
+    "memmap": Source(MemmapSettings, memmap, {"tokens": ""}),
+    "hf": Source(HubSettings, hub, {"tokens": ""}),
+    "digits": Source(DigitsSettings, Digits, {"vectors": "", "images": ""}),
+    "synthetic": Source(SyntheticSettings, synthetic, {"vectors": "", "images": "", "tokens": "data.task=tokens"}),
 }
+
+
+def fitting(kinds: Collection[Kind]) -> list[str]:
+    """The overrides that choose data of one of these kinds.
+
+    >>> fitting(["vectors"])
+    ['data=digits', 'data=synthetic']
+    """
+    ways = ((name, [way for kind, way in source.gives.items() if kind in kinds]) for name, source in DATA.items())
+    return [" ".join(filter(None, (f"data={name}", min(options)))) for name, options in ways if options]
 
 
 def build_data(config: Mapping[str, Any], model: Mapping[str, Any]) -> Data:

@@ -26,26 +26,43 @@ class TokenBatches:
     def __post_init__(self) -> None:
         check_whole("data", self, "batch_size", "seq_len")
 
+    @property
+    def window(self) -> int:
+        """Tokens of one example: its inputs and the target behind the last of them."""
+        return self.seq_len + 1
+
+    @property
+    def needed(self) -> int:
+        """Tokens of one training batch."""
+        return self.batch_size * self.window
+
 
 class TokenData:
-    """Next-token prediction on windows drawn uniformly from an array; held-out windows are evenly spaced."""
+    """Next-token prediction on windows drawn uniformly from an array; held-out windows are evenly spaced.
+
+    Args:
+        source: what the tokens are from, for messages.
+        more: what gives more of them, as advice.
+    """
 
     def __init__(
-        self, train: Tokens, heldout: Tokens, batches: TokenBatches, *, vocab_size: int, sha256: str, source: str
+        self,
+        train: Tokens,
+        heldout: Tokens,
+        batches: TokenBatches,
+        *,
+        vocab_size: int,
+        sha256: str,
+        source: str,
+        more: str,
     ) -> None:
         self.info = DataInfo("tokens", (batches.seq_len,), vocab_size, vocab_size=vocab_size)
         self.sha256 = sha256
         self._train, self._heldout, self._batches, self._source = train, heldout, batches, source
-        self._offsets = np.arange(batches.seq_len + 1)
-        self._require(len(train), batches.batch_size * (batches.seq_len + 1), "training")
-        self._require(len(heldout), batches.seq_len + 1, "held-out")
-
-    def _require(self, have: int, need: int, part: str) -> None:
-        if have < need:
-            raise DataError(
-                f"{self._source} has {have} {part} tokens and one batch needs {need}. "
-                "Use a longer text, or a smaller data.batch_size or data.seq_len."
-            )
+        self._offsets = np.arange(batches.window)
+        if len(train) < batches.needed or len(heldout) < batches.window:
+            found = f"{len(train)} tokens to train on and {len(heldout)} held out"
+            raise DataError(too_few(source, found, batches, more))
 
     def batch(self, step: int, *, seed: int) -> Batch:
         starts = np.random.default_rng((seed, step)).integers(
@@ -70,3 +87,12 @@ class TokenData:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return cross_entropy(model, batch)
+
+
+def too_few(source: str, found: str, batches: TokenBatches, more: str) -> str:
+    """The sentence for data that are too small: what was found, what is needed, and what to do."""
+    return (
+        f"{source} has {found}; at least {batches.needed} are needed to train on (a batch of "
+        f"data.batch_size={batches.batch_size} windows of data.seq_len={batches.seq_len} tokens and the one behind) "
+        f"and {batches.window} to hold out. {more}, or choose a smaller data.batch_size or data.seq_len."
+    )

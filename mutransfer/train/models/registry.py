@@ -10,6 +10,7 @@ from torch import nn
 
 from mutransfer.errors import ConfigError, nearest
 from mutransfer.train.data.protocol import DataInfo, Kind
+from mutransfer.train.data.registry import fitting
 from mutransfer.train.models.factory import FactoryConfig, build_from_factory
 from mutransfer.train.models.gpt import GPT, GPTConfig
 from mutransfer.train.models.hf import HFConfig, HFModel
@@ -54,13 +55,17 @@ def build_model(config: Mapping[str, Any], info: DataInfo | None = None) -> nn.M
     builder = MODELS[name]
     if info is not None and builder.takes and info.kind not in builder.takes:
         raise ConfigError(
-            f"model={name} takes {' or '.join(builder.takes)}, and this data gives {info.kind}. "
-            f"Choose another model or another data set."
+            f"model={name} takes {' or '.join(builder.takes)}, and this data gives {info.kind}. Choose data that fit "
+            f"({', '.join(fitting(builder.takes))}) or a model for {info.kind} ({', '.join(_taking(info.kind))})."
         )
     sizes = {} if info is None else _sizes(info)
     known = {field.name for field in fields(builder.config)}
     merged = {**{key: value for key, value in sizes.items() if key in known}, **config}
     return builder.build(read_settings(builder.config, "model", merged, ignore=("name", "base_width", "base_depth")))
+
+
+def _taking(kind: Kind) -> list[str]:
+    return [f"model={name}" for name, builder in MODELS.items() if kind in builder.takes or not builder.takes]
 
 
 def _sizes(info: DataInfo) -> dict[str, Any]:
