@@ -1,11 +1,13 @@
 """The claim: `coord_check(make_optimizer=...)` finds single faults in hand-written muP code and names the tensor first,
 and passes right code with other seeds.
 
-Usage: python experiments/seeded_faults.py [--out FILE] [--seconds S] [--shard I/N] [--faults N] [--clean N]
+Usage: python experiments/seeded_faults.py [--out FILE] [--seconds S] [--shard I/N] [--axis width|depth] [--faults N]
+       [--clean N]
 
 Every case is a model of one of several architectures whose hand-written code (init, and one optimizer group a tensor)
-is right but for one tensor, drawn with the kind of fault from the case's number. A case takes 3 to 15 CPU-seconds, and
-each is durable at once: run the same command again and it goes on. Bounds are one-sided, 95 %, Clopper and Pearson's.
+is right but for one tensor, drawn with the kind of fault from the case's number. Over width it is muP, over depth
+CompleteP, where the tensor stands in every block. A case takes 3 to 15 CPU-seconds, and each is durable at once: run
+the same command again and it goes on. Bounds are one-sided, 95 %, Clopper and Pearson's.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 import mutransfer as mt
 from mutransfer.planning.data import ParamPlan
 from mutransfer.planning.laws import untouched_rng
+from mutransfer.rules.depth import Place
 from mutransfer.rules.table import Role
 from mutransfer.sweep.trial import environment
 from mutransfer.train.models import build_model
@@ -36,7 +39,10 @@ from mutransfer.train.models import build_model
 BASE, WIDTHS, LR, DECAY = 64, [64, 128, 256], 2**-8, 0.1
 FAULTS = ("lr", "init", "eps", "decay", "swapped role", "readout left alone", "doubled multiplier", "lr not folded",
           "attention")  # fmt: skip
+DEPTH_FAULTS = ("branch missed", "branch missed", "lr", "init", "eps", "decay")
+"""A branch missed is the fault that depth has of its own: one kind keeps the last layer of the base, at every depth."""
 POWERS = (0.5, -0.5, 1.0, -1.0)
+BASE_DEPTH, DEPTHS = 2, [2, 4, 8]
 SEEDS = 4
 
 
@@ -53,8 +59,12 @@ def resnet(width: int) -> nn.Module:
     return build_model({"name": "resnet", **size})
 
 
-def hf(kind: str) -> Callable[[int], nn.Module]:
-    sizes = {"type": kind, "vocab_size": 64, "depth": 2}
+def gpt_of_depth(width: int, depth: int) -> nn.Module:
+    return build_model({"name": "gpt", "width": width, "depth": depth, "vocab_size": 64, "seq_len": 8})
+
+
+def hf(kind: str) -> Callable[..., nn.Module]:
+    fixed = {"name": "hf", "type": kind, "vocab_size": 64}
     overrides = {
         "gpt2": {"n_embd": 64, "n_head": 4, "n_positions": 16, "tie_word_embeddings": False},
         "llama": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -65,7 +75,7 @@ def hf(kind: str) -> Callable[[int], nn.Module]:
             "tie_word_embeddings": False,
         },
     }[kind]
-    return lambda width: build_model({"name": "hf", "width": width, "overrides": overrides, **sizes})
+    return lambda width, depth=2: build_model({"width": width, "depth": depth, "overrides": overrides, **fixed})
 
 
 def vit(width: int) -> nn.Module:
@@ -96,8 +106,20 @@ ARCHITECTURES: Mapping[str, Callable[[int], nn.Module]] = {
 HEADS_GROW = "gpt whose head_dim grows"
 
 
+DEEP: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "gpt in depth": gpt_of_depth,
+    "llama in depth": hf("llama"),
+    "bert in depth": hf("bert"),  # norms behind the sum
+}
+
+
 def builder(architecture: str) -> Callable[[int], nn.Module]:
-    return (lambda width: gpt(width, None)) if architecture == HEADS_GROW else ARCHITECTURES[architecture]
+    """Of a size: width, or depth."""
+    if architecture == HEADS_GROW:
+        return lambda width: gpt(width, None)
+    if architecture in DEEP:
+        return lambda depth: DEEP[architecture](BASE, depth)
+    return ARCHITECTURES[architecture]
 
 
 # --- hand-written code, right but for one tensor ------------------------------------------------------------------
@@ -133,16 +155,21 @@ def template(name: str) -> str:
 
 
 @cache
-def plan_of(architecture: str, width: int) -> mt.Plan:
+def plan_of(architecture: str, size: int) -> mt.Plan:
     build = builder(architecture)
     with untouched_rng():
+        if architecture in DEEP:
+            sizes = {"base": BASE, "base_depth": BASE_DEPTH}
+            return mt.plan(build(size), "completep", factory=DEEP[architecture], **sizes)
         scale = "head_dim" if architecture == HEADS_GROW else "heads"
-        return mt.plan(build(width), "mup", base=BASE, factory=build, scale=scale)
+        return mt.plan(build(size), "mup", base=BASE, factory=build, scale=scale)
 
 
-def case_of(number: int, clean: bool) -> Case:
+def case_of(number: int, clean: bool, axis: str) -> Case:
     """Faults that would be none (an init of zeros, a tensor whose size is fixed) are not drawn."""
     rng = random.Random(number)
+    if axis == "depth":
+        return deep_case(number, clean, rng)
     architecture = rng.choice(list(ARCHITECTURES))
     if clean:
         return Case(number, architecture, None)
@@ -154,6 +181,24 @@ def case_of(number: int, clean: bool) -> Case:
         return Case(number, architecture, "lr", template(plan_of(architecture, 2 * BASE).names()[0]), 0.5)
     tensor = rng.choice(sorted({template(line.name) for line in lines}))
     return Case(number, architecture, fault, tensor, rng.choice(POWERS))
+
+
+def deep_case(number: int, clean: bool, rng: random.Random) -> Case:
+    architecture = rng.choice(list(DEEP))
+    if clean:
+        return Case(number, architecture, None)
+    fault = rng.choice(DEPTH_FAULTS)
+    lines = [line for line in plan_of(architecture, 2 * BASE_DEPTH) if possible_in_depth(fault, line)]
+    tensor = rng.choice(sorted({template(line.name) for line in lines}))
+    return Case(number, architecture, fault, tensor, rng.choice(POWERS))
+
+
+def possible_in_depth(fault: str, line: ParamPlan) -> bool:
+    if line.place is Place.OUTSIDE or line.place is None:
+        return False
+    if fault == "branch missed":
+        return line.place is Place.TERMINAL and line.role is Role.HIDDEN
+    return possible(fault, line)
 
 
 def possible(fault: str, line: ParamPlan) -> bool:
@@ -177,7 +222,7 @@ def seen(line: ParamPlan) -> bool:
 
 
 def broken(line: ParamPlan, case: Case) -> ParamPlan:
-    m = max(line.m_in, line.m_out)
+    m = line.m_depth if case.architecture in DEEP else max(line.m_in, line.m_out)
     factor = m**case.power
     if case.fault in ("lr", "eps"):
         return replace(line, **{case.fault: getattr(line, case.fault) * factor})
@@ -188,7 +233,7 @@ def broken(line: ParamPlan, case: Case) -> ParamPlan:
     if case.fault == "swapped role":  # lr, eps and decay of the other one
         back = m if line.role is Role.HIDDEN else 1 / m
         return replace(line, lr=line.lr * back, weight_decay=line.weight_decay / back)
-    if case.fault == "readout left alone":
+    if case.fault in ("readout left alone", "branch missed"):
         return replace(line, lr=1.0, eps=1.0, weight_decay=1.0, init_factor=1.0)
     if case.fault == "doubled multiplier":
         return replace(line, lr=line.lr / m, weight_decay=line.weight_decay * m, init_factor=line.init_factor / m)
@@ -196,10 +241,12 @@ def broken(line: ParamPlan, case: Case) -> ParamPlan:
     return replace(line, lr=line.lr * m)
 
 
-def make(case: Case, width: int) -> nn.Module:
+def make(case: Case, size: int, width: int = BASE) -> nn.Module:
+    """Of a size; over depth at a width too, whose rules are the check's base."""
     torch.manual_seed(torch.initial_seed() + case.seed)
-    model = builder(case.architecture)(width)
-    plan = plan_of(case.architecture, width)
+    deep = DEEP.get(case.architecture)
+    model = builder(case.architecture)(size) if deep is None else deep(width, size)
+    plan = plan_of(case.architecture, size)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             line = broken(plan[name], case) if case.hit(name) else plan[name]
@@ -210,10 +257,10 @@ def make(case: Case, width: int) -> nn.Module:
     return model
 
 
-def make_optimizer(case: Case, model: nn.Module, width: int) -> torch.optim.Optimizer:
+def make_optimizer(case: Case, model: nn.Module, size: int) -> torch.optim.Optimizer:
     groups = []
     for name, parameter in model.named_parameters():
-        line = plan_of(case.architecture, width)[name]
+        line = plan_of(case.architecture, size)[name]
         line = broken(line, case) if case.hit(name) else line
         rates = {"lr": LR * line.lr, "eps": 1e-8 * line.eps, "weight_decay": DECAY * line.weight_decay}
         groups.append({"params": [parameter], **rates})
@@ -221,17 +268,19 @@ def make_optimizer(case: Case, model: nn.Module, width: int) -> torch.optim.Opti
 
 
 def check(case: Case) -> dict[str, Any]:
-    scale = "head_dim" if case.architecture == HEADS_GROW else "heads"
+    deep = case.architecture in DEEP
+    given: dict[str, Any] = {"depths": DEPTHS, "parameterization": "completep"} if deep else {"widths": WIDTHS}
+    given["scale"] = "head_dim" if case.architecture == HEADS_GROW else "heads"
     began = time.process_time()
     report = mt.coord_check(
-        lambda width: make(case, width),
-        widths=WIDTHS,
-        make_optimizer=lambda model, width: make_optimizer(case, model, width),
+        (lambda width, depth: make(case, depth, width)) if deep else (lambda width: make(case, width)),
+        make_optimizer=lambda model, size: make_optimizer(case, model, size),
         seeds=SEEDS,
-        scale=scale,
+        **given,
     )
     named = report.culprits[0].name if report.culprits else None
     return {
+        "axis": report.axis,
         "number": case.number,
         "architecture": case.architecture,
         "fault": case.fault,
@@ -287,6 +336,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def of_axis(rows: list[dict[str, Any]], axis: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["axis"] == axis]
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -296,6 +349,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/seeded_faults.jsonl"))
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop cleanly after so many")
     parser.add_argument("--shard", default="0/1", help="every N-th case, beginning with the I-th: I/N")
+    parser.add_argument("--axis", choices=("width", "depth"), default="width")
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--clean", type=int, default=300)
     arguments = parser.parse_args()
@@ -303,20 +357,22 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     began, (shard, shards) = time.monotonic(), map(int, arguments.shard.split("/"))
     cases = [(number, clean) for number in range(max(arguments.faults, arguments.clean)) for clean in (False, True)]
-    done = {(row["number"], row["fault"] is None) for row in read(arguments.out)}
+    done = {(row["number"], row["fault"] is None) for row in of_axis(read(arguments.out), arguments.axis)}
     for number, clean in cases[shard::shards]:
         if number >= (arguments.clean if clean else arguments.faults) or (number, clean) in done:
             continue
         if time.monotonic() - began > arguments.seconds:
             print(f"Stopped after {arguments.seconds:g} s; run the same command to go on.")
             break
-        row = check(case_of(number, clean)) | {"commit": environment()["commit"]}
+        row = check(case_of(number, clean, arguments.axis)) | {"commit": environment()["commit"]}
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
             {name: row[name] for name in ("architecture", "fault", "tensor", "power", "verdict", "culprit")}, flush=True
         )
-    print(summary(read(arguments.out)))
+    for axis in ("width", "depth"):
+        if rows := of_axis(read(arguments.out), axis):
+            print(f"over {axis}:\n{summary(rows)}")
     return 0
 
 
