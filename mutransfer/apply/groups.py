@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from mutransfer.rules.optimizers import find_optimizer
 
 EPS = 1e-8
 """torch's own default for the Adam family."""
+
+SHOWN = 3
+"""Most names in a warning."""
 
 Group = dict[str, Any]
 
@@ -44,7 +48,7 @@ def param_groups(
         lr, weight_decay, eps: the base model's values, which the planned factors multiply.
         groups: the user's own groups (a no-decay list, layer-wise lrs): each is split further, and what it says of
             lr, weight_decay and eps is what the factors multiply; its other keys are kept. Parameters that are in
-            none of them are left out, as torch does.
+            none of them are left out, as torch does (a second optimizer may have them), and a warning lists them.
 
     Raises:
         ConfigError: a value out of range, or a parameter that is in the groups twice.
@@ -60,7 +64,20 @@ def param_groups(
         _check(values, plan)
         made += _split(values, _members(group, by_tensor, model), plan)
     _refuse_repeated(made)
+    _warn_left_out(lines, made)
     return made
+
+
+def _warn_left_out(lines: Sequence[tuple[ParamPlan, Tensor]], made: Sequence[Group]) -> None:
+    grouped = {name for group in made for name in group["param_names"]}
+    left = [line.name for line, _ in lines if line.name not in grouped]
+    if left:
+        names = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+        warnings.warn(
+            f"groups= leaves out {names}: an optimizer over them does not train what is left out. Add it to a group, "
+            "or set requires_grad=False where it is to stay as it is.",
+            stacklevel=4,
+        )
 
 
 def _refuse_repeated(made: Sequence[Group]) -> None:

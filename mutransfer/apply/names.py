@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from mutransfer.errors import ConfigError, ShapeError
@@ -31,6 +33,15 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def refuse_unnamed(call: str, given: Sequence[object]) -> None:
+    """Raises ConfigError for arguments behind the model that are not given by name."""
+    if given:
+        raise ConfigError(
+            f"plan.{call} takes the model and nothing else without a name: give parameter groups of your own as "
+            "groups=, and numbers as lr=, weight_decay= and eps=."
+        )
+
+
 def planned_parameters(model: nn.Module, plan: PlanData) -> list[tuple[ParamPlan, Tensor]]:
     """Every parameter with its line, in the model's order.
 
@@ -41,7 +52,7 @@ def planned_parameters(model: nn.Module, plan: PlanData) -> list[tuple[ParamPlan
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"A plan knows parameters by their names, which a {type(model).__name__} has not: give the model itself in "
-            "place of model.parameters()."
+            "place of model.parameters(), and parameter groups of your own as groups=."
         )
     lines = {name: line for line in plan for name in (line.name, *line.aliases)}
     found = {plain_name(name): parameter for name, parameter in model.named_parameters()}

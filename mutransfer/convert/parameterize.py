@@ -14,6 +14,7 @@ from mutransfer.apply.clip import clip_grad_norm_
 from mutransfer.apply.groups import EPS, make_optimizer, param_groups
 from mutransfer.apply.init import initialize
 from mutransfer.apply.multipliers import apply_attention, apply_swaps
+from mutransfer.apply.names import refuse_unnamed
 from mutransfer.convert.wrapped import refuse_wrapped
 from mutransfer.errors import AlreadyParameterizedError, ConfigError
 from mutransfer.planning.base import BaseSpec
@@ -53,19 +54,20 @@ class Plan(PlanData):
     def param_groups(
         self,
         model: nn.Module,
-        *,
+        *unnamed: object,
         lr: float | Tensor,
         weight_decay: float = 0.0,
         eps: float = EPS,
         groups: Iterable[Mapping[str, Any]] | None = None,
     ) -> list[dict[str, Any]]:
         """See `mutransfer.apply.groups.param_groups`."""
+        refuse_unnamed("param_groups", unnamed)
         return param_groups(model, self, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
 
     def make_optimizer(
         self,
         model: nn.Module,
-        *,
+        *unnamed: object,
         lr: float | Tensor,
         weight_decay: float = 0.0,
         eps: float = EPS,
@@ -73,6 +75,7 @@ class Plan(PlanData):
         **options: Any,
     ) -> Optimizer:
         """See `mutransfer.apply.groups.param_groups` and `make_optimizer`, which `options` are passed on to."""
+        refuse_unnamed("make_optimizer", unnamed)
         made = self.param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, groups=groups)
         return make_optimizer(self, made, lr=lr, **options)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -114,7 +117,31 @@ def test_a_number_in_the_users_own_group_is_checked_too(model, plan):
 def test_a_group_is_a_dict_with_params(model, plan, groups, words):
     with pytest.raises(ConfigError, match=f"{words}.*under 'params'"):
         plan.param_groups(model, lr=1.0, groups=groups)
-    assert plan.param_groups(model, lr=1.0, groups=[{"params": model.norm.weight}])
+    with pytest.warns(UserWarning, match="leaves out"):
+        assert plan.param_groups(model, lr=1.0, groups=[{"params": model.norm.weight}])
+
+
+def test_what_the_users_groups_leave_out_is_listed(model, plan):
+    first, *rest = [p for p in model.parameters() if p.requires_grad]
+    name = next(name for name, p in model.named_parameters() if p is first)
+    with pytest.warns(UserWarning, match=f"leaves out {re.escape(name)}: .*Add it to a group"):
+        plan.param_groups(model, lr=1.0, groups=[{"params": rest}])
+    with pytest.warns(UserWarning, match=rf"leaves out .* and {len(rest) - 3} more"):
+        plan.make_optimizer(model, lr=1.0, groups=[{"params": [first]}])
+    first.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.param_groups(model, lr=1.0, groups=[{"params": rest}])
+        plan.param_groups(model, lr=1.0)
+
+
+@pytest.mark.parametrize("call", ["param_groups", "make_optimizer"])
+def test_groups_in_the_models_place_or_behind_it_are_told_their_name(model, plan, call):
+    own = [{"params": list(model.parameters())}]
+    with pytest.raises(ConfigError, match=rf"plan.{call} takes the model and nothing else .* as groups="):
+        getattr(plan, call)(model, own, lr=1.0)
+    with pytest.raises(ConfigError, match=r"parameter groups of your own as groups="):
+        getattr(plan, call)(own, lr=1.0)
 
 
 def test_a_parameter_given_by_name_alone_is_called_no_parameter(model, plan):
