@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("parameter", "role", "shape", "fan_in", "m_in", "m_out", "init std", "mult", "lr", "eps", "decay", "clip")
 COMPARED = ("role", "init_std", "init_factor", "multiplier", "lr", "eps", "weight_decay", "clip", "frozen")
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
 def as_text(plan: PlanData) -> str:
-    rows = [(*_cells(group[0], _label(group)), group[0].why) for group in blocks(plan.params)]
+    rows = [(*_cells(group[0], label), group[0].why) for label, group in blocks(plan.params)]
     header = (*COLUMNS, "why")
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)) for row in [header, *rows]]
@@ -28,7 +27,7 @@ def as_html(plan: PlanData) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
-    body = "".join(row((*_cells(g[0], _label(g)), g[0].why), "td") for g in blocks(plan.params))
+    body = "".join(row((*_cells(group[0], label), group[0].why), "td") for label, group in blocks(plan.params))
     notes = "".join(f"<li>{html.escape(line.strip())}</li>" for line in _below(plan) if line)
     return (
         f"<p><b>{html.escape(_title(plan))}</b></p><div style='overflow-x:auto'><table>"
@@ -69,19 +68,57 @@ def _changes(one: ParamPlan, other: ParamPlan) -> list[str]:
     return [f"{field} {_number(a)} -> {_number(b)}" for field, a, b in pairs if _number(a) != _number(b)]
 
 
-def blocks(params: Sequence[ParamPlan]) -> list[list[ParamPlan]]:
-    """Parameters that differ only in their block's index and are planned alike, together, in the model's order."""
+def blocks(params: Sequence[ParamPlan]) -> list[tuple[str, list[ParamPlan]]]:
+    """Parameters that differ only in their block's index and are planned alike, together, in the model's order.
+
+    Each with a name of its own: `*` for every block, `{0,2}` for some of them.
+    """
+    names = [line.name.split(".") for line in params]
+    counted = _counted(names)
     groups: dict[tuple[object, ...], list[ParamPlan]] = {}
-    for line in params:
-        template = _INDEX.sub("*", line.name)
+    alike: dict[str, list[list[str]]] = {}
+    for line, parts in zip(params, names, strict=True):
+        template = _template(parts, counted)
         groups.setdefault((template, line.frozen, *_cells(line, "")), []).append(line)
-    return list(groups.values())
+        alike.setdefault(template, []).append(parts)
+    labelled = [(_label(group, alike[str(key[0])]), group) for key, group in groups.items()]
+    said = Counter(label for label, _ in labelled)
+    return [row for label, group in labelled for row in ([(label, group)] if said[label] == 1 else _single(group))]
 
 
-def _label(group: list[ParamPlan]) -> str:
+def _single(group: list[ParamPlan]) -> list[tuple[str, list[ParamPlan]]]:
+    return [(line.name, [line]) for line in group]
+
+
+def _counted(names: Sequence[Sequence[str]]) -> set[tuple[str, ...]]:
+    """The paths behind which an index counts blocks: 0, 1, 2, ... without a gap, as a Sequential of layers leaves
+    where it holds an activation."""
+    found: dict[tuple[str, ...], set[int]] = {}
+    for parts in names:
+        for at, part in enumerate(parts[:-1]):
+            if part.isdigit():
+                found.setdefault(tuple(parts[:at]), set()).add(int(part))
+    return {path for path, indices in found.items() if len(indices) > 1 and max(indices) == len(indices) - 1}
+
+
+def _template(parts: Sequence[str], counted: Collection[tuple[str, ...]]) -> str:
+    starred = [at for at, part in enumerate(parts[:-1]) if part.isdigit() and tuple(parts[:at]) in counted]
+    return ".".join("*" if at in starred else part for at, part in enumerate(parts))
+
+
+def _label(group: Sequence[ParamPlan], alike: Sequence[Sequence[str]]) -> str:
+    """The name of the group among all parameters of one template."""
     if len(group) == 1:
         return group[0].name
-    return f"{_INDEX.sub('*', group[0].name)} x{len(group)}"
+    own = zip(*(line.name.split(".") for line in group), strict=True)
+    return f"{'.'.join(map(_part, own, zip(*alike, strict=True)))} x{len(group)}"
+
+
+def _part(own: Sequence[str], every: Sequence[str]) -> str:
+    values = list(dict.fromkeys(own))
+    if len(values) == 1:
+        return values[0]
+    return "*" if set(values) == set(every) else "{" + ",".join(values) + "}"
 
 
 def _cells(line: ParamPlan, label: str) -> tuple[str, ...]:
