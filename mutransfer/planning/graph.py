@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mutransfer.planning.ops import VIEWS, Op, Trace, Use
 
@@ -138,3 +138,29 @@ def attention_biases(trace: Trace, growing: Collection[str]) -> frozenset[int]:
         elif op.name.startswith("_scaled_dot_product"):
             biased.update(op.inputs[3:])
     return frozenset(found)
+
+
+def without_choices(trace: Trace) -> Trace:
+    """The trace without the uses of parameters that only choose an entry of them, which another use then looks up: the
+    distance of a latent to each row of a codebook, of which the index of the least alone goes on."""
+    uses = {}
+    for name, found in trace.uses.items():
+        going_on = tuple(use for use in found if not (use.reached and _only_chooses(trace, trace.ops[use.op])))
+        uses[name] = going_on or found
+    return replace(trace, uses=uses)
+
+
+def _only_chooses(trace: Trace, op: Op) -> bool:
+    """Whether all that is made of an op's result ends in indices and comparisons."""
+    todo, seen, chosen = [op], set[int](), False
+    while todo:
+        op = todo.pop()
+        chosen |= bool(op.choices)
+        values = set(op.outputs) - op.choices
+        if values & trace.results or op.name.endswith("_"):  # what is written in place may be read by another name
+            return False
+        for reader in (reader for value in values for reader in trace.consumers(value)):
+            if trace.index(reader) not in seen:
+                seen.add(trace.index(reader))
+                todo.append(reader)
+    return chosen

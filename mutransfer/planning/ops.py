@@ -58,6 +58,7 @@ class Op:
         shifted: those of them that enter changed by more than a factor, as in a gain that is 1 + w.
         shapes, result_shapes: of inputs and outputs.
         static: no input of the model reaches it.
+        choices: of the outputs, those that are no floating-point numbers: indices, comparisons.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Op:
     shapes: tuple[tuple[int, ...], ...] = ()
     result_shapes: tuple[tuple[int, ...], ...] = ()
     static: bool = False
+    choices: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,23 @@ MOST_SIZES = 4
 
 def with_uses_of_parts(trace: Trace, model: nn.Module) -> Trace:
     """The trace, and for parameters that it did not see what their layer would do, or what a part of the model that
-    holds them does when it is run alone, on inputs that are guessed: the largest part that runs and uses them."""
+    holds them does when it is run alone, on inputs that are guessed: the largest part that runs and uses them. One of
+    each class is tried, for what it shows holds for the others."""
     trace = with_declared_uses(trace, model)
-    tried: set[str] = set()
+    tried: set[object] = {nn.ModuleList, nn.ModuleDict}
     for name in trace.uses:
         for path in () if trace.uses[name] else _around(name, _reached(trace)):
-            if path not in tried and not trace.uses[name]:
-                tried.add(path)
+            kind = _kind(model, path)
+            if kind not in tried and not trace.uses[name]:
+                tried.add(kind)
                 trace = with_declared_uses(_with_part(trace, model, path), model)
     return trace
+
+
+def _kind(model: nn.Module, path: str) -> object:
+    """The class of a module; a sequence of others is of its own kind."""
+    module = model.get_submodule(path)
+    return path if isinstance(module, nn.Sequential) else type(module)
 
 
 def _reached(trace: Trace) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import MutransferError, RoleError, ShapeError
+from mutransfer.planning.graph import without_choices
 from mutransfer.planning.inputs import find_trace
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.rebuild import Build
@@ -36,7 +37,8 @@ def trace_model(model: nn.Module, inputs: Any, build: Build | None) -> tuple[Any
         ShapeError: it fails, and the base's runs on the same inputs: the model was not made wider in all its sizes.
     """
     try:
-        return find_trace(model, inputs)
+        taken, found = find_trace(model, inputs)
+        return taken, without_choices(found)
     except RoleError as error:
         if inputs is None or build is None or not _runs(build, inputs):
             raise

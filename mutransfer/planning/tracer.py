@@ -121,12 +121,14 @@ class Tracer(TorchDispatchMode):
         valued = call.name not in SHAPED_ALIKE
         drawn = self._draws_its_own and not held
         static = not drawn and not (valued and any(address(t) in self._activations for t in held.values()))
+        inputs = tuple(self.number(t) for t in held.values())
+        outputs = {self.number(t, fresh=call.in_place): t for t in results}
         self.ops.append(
             Op(
                 call.packet,
                 self.path[-1] if self.path else "",
-                tuple(self.number(t) for t in held.values()),
-                tuple(self.number(t, fresh=call.in_place) for t in results),
+                inputs,
+                tuple(outputs),
                 tuple(numbers.values()),
                 {k: v for k, v in kwargs.items() if isinstance(v, int | float | None)},
                 parameters,
@@ -134,6 +136,7 @@ class Tracer(TorchDispatchMode):
                 tuple(tuple(t.shape) for t in held.values()),
                 tuple(tuple(t.shape) for t in results),
                 static,
+                frozenset(n for n, t in outputs.items() if not (t.is_floating_point() or t.is_complex())),
             )
         )
         if results and not call.is_view:

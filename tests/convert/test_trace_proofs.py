@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import mutransfer as mt
 from mutransfer.errors import RoleError
+from mutransfer.planning.trace_base import trace_model
 
 WIDTHS = (64, 16)
 X = torch.zeros(2, 6, 5)
@@ -305,3 +306,26 @@ def test_the_reason_of_a_grouped_convolution_says_which_size_grows() -> None:
         "few": ("hidden", "contracts a growing size (dimension 1, 2, 3) into a growing one"),
         "many": ("vector", "contracts a fixed size (dimension 1, 2, 3) in each of a growing number of channels"),
     }
+
+
+@pytest.mark.parametrize(("soft", "readouts"), [(False, 0), (True, 1)])
+def test_a_codebook_whose_nearest_row_is_looked_up_is_no_readout_unless_the_distances_go_on(
+    soft: bool, readouts: int
+) -> None:
+    """Vector quantization (van den Oord et al. 2017): only the index of the nearest row leaves the distances."""
+
+    class Quantizer(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.encode, self.codebook = nn.Linear(5, width), nn.Embedding(7, width)
+            self.decode = nn.Linear(width, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.encode(x)
+            near = 2 * h @ self.codebook.weight.T
+            rows = self.codebook(near.max(-1)[1])
+            return self.decode(h + (rows - h).detach()), near if soft else rows
+
+    found = trace_model(Quantizer(64), X, None)[1].uses["codebook.weight"]
+    assert [use.kind for use in found].count("contraction") == readouts
+    assert "lookup" in [use.kind for use in found]
