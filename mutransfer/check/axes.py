@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
@@ -25,18 +26,30 @@ class Claim:
 
     Attributes:
         group: the row of the table: a role in a width check, a place in a depth check.
-        init: the exponent at init, or the ends of a range of them.
+        init: the exponent at init, or the ends of a range of them; None where the values are not the table's.
         change: the exponent of its change.
+        at_most: no more is claimed of the change than that, and nothing of the init.
     """
 
     group: Role | Place
-    init: tuple[float, float]
+    init: tuple[float, float] | None
     change: float
+    at_most: bool = False
 
-    def exponent(self, kind: Kind, measured: float) -> float:
-        """Where a range is claimed, the exponent in it that is nearest to the measured one."""
-        low, high = self.init if kind == "init" else (self.change, self.change)
-        return min(max(measured, low), high)
+    def exponent(self, kind: Kind, measured: float) -> float | None:
+        """Where a range is claimed, the exponent in it that is nearest to the measured one; None for no claim."""
+        claimed = self.init if kind == "init" else (-math.inf if self.at_most else self.change, self.change)
+        return claimed and min(max(measured, claimed[0]), claimed[1])
+
+    def as_sum(self) -> Claim:
+        """Of a use in which weights are summed over the size before anything meets them, such as DoRA's norm of a row.
+
+        No activation is aligned with their changes there, so the exponent may be lower, but the norm of a row W_0 + D
+        is off |W_0| by no more than |D|, and every rule keeps |D| / |W_0| from growing. With D = B A, n entries a row,
+        W_0 and A of size n^-1/2, B of size 1, and the rules' changes dB ~ 1 and dA ~ 1/n: W_0 . (dB A) ~ n^-1/2 and
+        W_0 . (B dA) ~ n^-1 beside |W_0| ~ 1. Measured on DoRA: -0.5 and -1.0.
+        """
+        return replace(self, init=None, at_most=True)
 
 
 class Axis(Protocol):
@@ -44,6 +57,11 @@ class Axis(Protocol):
 
     @property
     def name(self) -> AxisName: ...
+
+    @property
+    def kept(self) -> bool:
+        """Whether the values are the user's own (init="keep"), of which no table claims anything."""
+        ...
 
     def pooled(self, path: str) -> str:
         """The name under which a parameter or module is measured together with others of its kind."""
@@ -64,10 +82,12 @@ class WidthAxis:
     Attributes:
         law: of the table.
         roles: glob over parameter names -> role, where the user knows better than the shapes.
+        kept: see `Axis`.
     """
 
     law: Law
     roles: Mapping[str, str]
+    kept: bool = False
     name: AxisName = field(default="width", init=False)
 
     def pooled(self, path: str) -> str:
@@ -79,7 +99,7 @@ class WidthAxis:
         role = self._role(small, large)
         init = self.law.init[role]
         highest = max(init, self.law.init[Role.INPUT]) if tied and role is Role.OUTPUT else init
-        return Claim(role, (init, highest), self.law.change[role])
+        return Claim(role, None if self.kept else (init, highest), self.law.change[role])
 
     def _role(self, small: Use, large: Use) -> Role:
         """From what grows between the two widths; the user's word wins."""
@@ -101,11 +121,13 @@ class DepthAxis:
         law: of the depth table.
         templates: how names are read.
         places: template -> place; one that is missing is outside.
+        kept: see `Axis`.
     """
 
     law: DepthLaw
     templates: Templates
     places: Mapping[str, Place]
+    kept: bool = False
     name: AxisName = field(default="depth", init=False)
 
     def pooled(self, path: str) -> str:
@@ -115,7 +137,7 @@ class DepthAxis:
     def claim(self, small: Use, large: Use, *, tied: bool) -> Claim:
         place = self.places.get(self.pooled(small.parameter), Place.OUTSIDE)
         init = self.law.init[place]
-        return Claim(place, (init, init), self.law.change[place])
+        return Claim(place, None if self.kept else (init, init), self.law.change[place])
 
 
 @dataclass(frozen=True)
@@ -150,11 +172,13 @@ class Pool:
         """Of every pooled use that the smallest and the largest size have."""
         small, large = (self.firsts(runs[size][0]) for size in (min(runs), max(runs)))
         looked_up = {name for (name, _), use in small.items() if use.lookup}
-        return {
+        claims = {
             key: self.axis.claim(use, large[key], tied=key[0] in looked_up)
             for key, use in small.items()
             if key in large
         }
+        sums = {key: claim.as_sum() for key, claim in claims.items() if large[key].summed > small[key].summed}
+        return claims | sums
 
 
 def _counts(run: Run) -> dict[str, int]:

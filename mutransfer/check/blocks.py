@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mutransfer.check.axes import Axis, Kind, Runs
+from mutransfer.check.axes import Axis, Kind, Pool, Runs
 from mutransfer.check.shadow import Key, Use
 from mutransfer.check.slopes import MARGIN, log_sizes_of
 from mutransfer.check.statistics import Array, intervals
@@ -41,8 +41,12 @@ def odd_blocks(runs: Runs, axis: Axis) -> list[OddBlock]:
     largest = max(runs)
     allowed = MARGIN * math.log2(largest / min(runs))
     found = []
-    for kind in ("init", "change"):
-        offs = _offs([{u: s for (k, u), s in log_sizes_of(run).items() if k == kind} for run in runs[largest]], axis)
+    kinds: tuple[Kind, ...] = ("change",) if axis.kept else ("init", "change")
+    pool = Pool.of(runs, axis)
+    judged = pool.claims(runs)
+    for kind in kinds:
+        read = (log_sizes_of(run) for run in runs[largest])
+        offs = _offs([{u: s for (k, u), s in of.items() if k == kind and pool.key(u) in judged} for of in read], axis)
         for name, interval in zip(offs, intervals(list(offs.values()), family=max(len(offs), 1)), strict=True):
             if max(interval.low, -interval.high) > allowed:
                 found.append(OddBlock(name, kind, interval.value, allowed))

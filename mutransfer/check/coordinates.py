@@ -20,7 +20,7 @@ from mutransfer.check.slopes import activation_slopes
 from mutransfer.check.subjects import MakeOptimizer
 from mutransfer.check.verdict import culprits, implied
 from mutransfer.errors import ConfigError
-from mutransfer.planning.data import Form
+from mutransfer.planning.data import Form, Init
 from mutransfer.rules.optimizers import Optimizer, find_optimizer
 from mutransfer.rules.table import Parameterization, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
@@ -51,6 +51,7 @@ def coord_check(
     make_optimizer: MakeOptimizer | None = None,
     precision: str = "fp32",
     form: Form = "auto",
+    init: Init = "rescale",
     scale: Literal["heads", "head_dim"] = "heads",
     roles: Mapping[str, str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
@@ -91,6 +92,9 @@ def coord_check(
         precision: of the training steps, "fp32" or "bf16"; measurements are in float32.
         form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`. In depth the check raises
             embedding_mult where the base's branches are larger than the embedding.
+        init: as in `mutransfer.parameterize`. With "keep" (adapters on a frozen, pretrained model) the values are not
+            the table's: sizes at init and softmax scales are not judged, and the law of changes is that of a frozen
+            model whose activations have the same size at every width.
         plot: where to draw the report's figure.
         progress: called with (runs done, runs planned).
 
@@ -113,6 +117,7 @@ def coord_check(
             "scale": scale,
             "roles": roles,
             "form": form,
+            "init": init,
             "hyperparameters": hyperparameters,
         },
         make_optimizer,
@@ -123,11 +128,12 @@ def coord_check(
     setup = depth_setup(build, asked, training) if asked.depths else width_setup(build, asked)
     grid = Grid(table, family, setup.axis, setup.sizes, training, rate, progress)
     runs, judged = grid.until_decided(setup.subject, seeds)
-    verdict, against = judged.found.verdict, None
+    verdict, against, notes = judged.found.verdict, None, setup.notes
     if verdict == "pass" and not table.is_control:
-        against = grid.control(setup.control, min(seeds, CONTROL_SEEDS))
+        control, why_this = setup.must_fail()
+        against, notes = grid.control(control, min(seeds, CONTROL_SEEDS)), (*notes, *why_this)
     unseen = [item.parameter for item in judged.listed if item.unseen]
-    unread = not asked.depths and scale == "head_dim" and not judged.found.softmax
+    unread = not asked.depths and scale == "head_dim" and not (asked.kept or judged.found.softmax)
     doubt = _doubt(against, unseen, unread=unread)
     first = runs[setup.sizes[0]]
     report = CoordReport(
@@ -152,9 +158,10 @@ def coord_check(
         culprits=tuple(culprits(judged.found)),
         control=against,
         implied=implied(table, family) if not asked.depths and family.family in table.families else {},
-        notes=setup.notes,
+        notes=notes,
         cpu_seconds=time.process_time() - began,
         model=first[0].model,
+        init=init,
         base=_said(setup.base),
         base_depth=_said(setup.base_depth),
     )

@@ -64,7 +64,7 @@ class Grid:
         except DivergenceError as error:
             return Control(subject.name, "fail", str(error))
         found = self._judge(runs, {}).found
-        worst = max(found.slopes, key=lambda slope: abs(slope.off))
+        worst = max(found.judged, key=lambda slope: abs(slope.off))
         return Control(subject.name, found.verdict, f"{worst.name}: {worst.kind} {worst.value:+.2f}")
 
     def _extend(self, runs: dict[int, list[Run]], subject: Subject, seeds: int) -> None:
@@ -83,7 +83,7 @@ class Grid:
 
     def _judge(self, runs: Runs, settings: Mapping[int, Mapping[str, Settings]]) -> Judged:
         slopes, listed = parameter_slopes(runs, self.axis)
-        softmax = read_softmax(runs, self.table.attention)
+        softmax = [] if self.axis.kept else read_softmax(runs, self.table.attention)
         read = read_settings(runs, self.axis, self.table, self.optimizer, settings) if settings else []
         odd = [] if any(slope.status == "outside" for slope in slopes) else odd_blocks(runs, self.axis)
         return Judged(Findings(slopes, softmax, read, odd, self.axis.name), listed)
@@ -92,7 +92,7 @@ class Grid:
 def _is_decided(found: Findings) -> bool:
     """A failure's cause is only known once it is known whether sizes at init are right, for they count first, and
     whether any lr is wrong, for it shows in eps and decay too."""
-    inits = {slope.status for slope in found.slopes if slope.kind == "init"}
-    every = {slope.status for slope in found.slopes}
+    inits = {slope.status for slope in found.judged if slope.kind == "init"}
+    every = {slope.status for slope in found.judged}
     cause_open = any("outside" not in statuses and "undecided" in statuses for statuses in (inits, every))
     return found.verdict == "pass" or (found.verdict == "fail" and not cause_open)

@@ -56,6 +56,7 @@ AS_IT_IS = frozenset({
 SUMS = frozenset({"add", "sub", "cat", "stack", "where"})
 """Ops that are linear in all of their tensors at once."""
 LOOKUPS = frozenset({"embedding", "index", "index_select", "gather"})
+REDUCTIONS = frozenset({"sum", "mean", "norm", "linalg_vector_norm", "var", "std", "var_mean", "std_mean", "logsumexp"})
 # fmt: on
 
 
@@ -147,6 +148,11 @@ def _without_constant(call: Call) -> Call:
     """The change of `w + 1` is that of w."""
     number = call.arguments.get("other")
     return call if isinstance(number, Tensor | None) else Call(call.func, call.name, {**call.arguments, "other": 0})
+
+
+def reduced(call: Call, tensor: Tensor, out: Tensor) -> int:
+    """How many entries of a tensor are put together in one of the result by a sum, a mean or a norm; else 1."""
+    return tensor.numel() // max(out.numel(), 1) if call.name in REDUCTIONS else 1
 
 
 def fan_in(call: Call, operand: Operand, tensor: Tensor) -> int:

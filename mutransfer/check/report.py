@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ FORMAT = 1
 """Version of the JSON that `save` writes."""
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHOWN_CULPRITS = 5
+SHOWN_NAMES = 3
 FEW = 4
 """Positions per step should be fewer than the smallest width by this factor."""
 _MARKS = {"inside": "ok", "outside": "OUTSIDE", "undecided": "?"}
@@ -53,7 +54,8 @@ class CoordReport:
         model: the name of the model's class.
         base, base_depth: width or fields, and depth, at which all factors are 1; None where hand-written code was
             checked, and the depth where it does not vary.
-        notes: what was done that was not asked for.
+        notes: what was done that was not asked for, and what the plan of the largest model notes.
+        init: how the model was filled, see `mutransfer.parameterize`.
         settings: config key -> value of the model, base, parameterization and optimizer, where a config made them.
     """
 
@@ -83,6 +85,7 @@ class CoordReport:
     model: str = ""
     base_depth: int | Mapping[str, int] | str | None = None
     base: int | Mapping[str, int] | str | None = None
+    init: str = "rescale"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,7 +112,9 @@ class CoordReport:
     def reason(self) -> str:
         """The verdict in one sentence."""
         if self.verdict == "pass":
-            return f"all {len(self.judged)} intervals lie inside the law +-{MARGIN:g}"
+            count = len(self.judged)
+            lie = "the one interval lies" if count == 1 else f"all {count} intervals lie"
+            return f"{lie} inside the law +-{MARGIN:g}"
         if self.verdict == "fail":
             first = self.culprits[0]
             if first.kind not in ("init", "change") or first.name not in {slope.name for slope in self.judged}:
@@ -120,8 +125,10 @@ class CoordReport:
         open_ = [slope.name for slope in self.judged if slope.status == "undecided"]
         if not open_:
             return "nothing could be judged"
-        straddling = f"{len(open_)} intervals straddle the line, {open_[0]} among them"
-        return f"{straddling}: more seeds or a larger range of {self.axis}s"
+        after = f"the line after {self.seeds} seeds: give more of them, or a larger range of {self.axis}s"
+        if len(open_) == 1:
+            return f"the interval of {open_[0]} straddles {after}"
+        return f"{len(open_)} intervals, that of {open_[0]} among them, straddle {after}"
 
     def __str__(self) -> str:
         return "\n".join([*self._headline(), "", *_table(self._rows()), *self._remarks(), *self._blame()])
@@ -141,7 +148,7 @@ class CoordReport:
             f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax
         ]
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"not judged: {item.parameter}: {item.why}" for item in self.listed]
+        lines += _not_judged(self.listed)
         if self.control is not None:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
         if self.verdict != "pass" and self.positions * FEW > self.widths[0]:
@@ -164,7 +171,8 @@ class CoordReport:
 
     def _rows(self) -> list[tuple[str, ...]]:
         by_name: dict[str, dict[str, Slope]] = {}
-        for slope in sorted(self.judged, key=lambda slope: slope.order):
+        shown = (slope for slope in self.slopes if slope.what == "parameter")
+        for slope in sorted(shown, key=lambda slope: slope.order):
             by_name.setdefault(slope.name, {})[slope.kind] = slope
         rows: list[tuple[str, ...]] = [
             ("parameter", "place" if self.axis == "depth" else "role", "at init", "law", "", "change", "law", "")
@@ -179,7 +187,9 @@ class CoordReport:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         title = html.escape(f"Coordinate check: {self.verdict}: {self.reason}")
-        return f"<p><b>{title}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p><b>{title}</b></p>{table}" + (f"<ul>{notes}</ul>" if notes else "")
 
     def to_json(self) -> dict[str, Any]:
         """The whole report in JSON's types; `mutransfer.figures.coordinates` draws from it alone."""
@@ -202,7 +212,24 @@ class CoordReport:
 def _cells(slope: Slope | None) -> tuple[str, str, str]:
     if slope is None:
         return "-", "", ""
-    return f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]", f"{slope.law:+g}", _MARKS[slope.status]
+    spread = f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
+    if slope.law is None:
+        return spread, "-", ""
+    law = f"{slope.law:+g}" if slope.at_most is None else f"<={slope.at_most:+g}"
+    return spread, law, _MARKS[slope.status]
+
+
+def _not_judged(listed: Sequence[Listed]) -> list[str]:
+    """One line a reason: all of a frozen model have the same one."""
+    names: dict[str, list[str]] = {}
+    for item in listed:
+        names.setdefault(item.why, []).append(item.parameter)
+    return [f"not judged: {_few(of)}: {why}" for why, of in names.items()]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,15 @@ from mutransfer.check.axes import Axis, DepthAxis, WidthAxis
 from mutransfer.check.builds import BuildDeep, builder, deep_builder
 from mutransfer.check.embedding import branches_over_stream
 from mutransfer.check.runs import Subject, Training, at_init
-from mutransfer.check.subjects import MakeOptimizer, cached_plans, converted, growing_lr, handwritten, one_lr
+from mutransfer.check.subjects import (
+    MakeOptimizer,
+    cached_plans,
+    converted,
+    growing_lr,
+    handwritten,
+    has_lrs_for_all,
+    one_lr,
+)
 from mutransfer.convert import Plan
 from mutransfer.convert import plan as make_plan
 from mutransfer.errors import RoleError
@@ -35,7 +44,7 @@ class Asked:
         table, lr: the parameterization, and the lr at the base.
         widths, depths: one of the two varies.
         base, base_depth: see `coord_check`.
-        options: of `mutransfer.plan`: optimizer, form, scale, roles, hyperparameters, example_inputs.
+        options: of `mutransfer.plan`: optimizer, form, init, scale, roles, hyperparameters, example_inputs.
         make_optimizer: of hand-written code.
     """
 
@@ -47,6 +56,11 @@ class Asked:
     base_depth: Any
     options: Mapping[str, Any]
     make_optimizer: MakeOptimizer | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the values are the user's own."""
+        return bool(self.options["init"] == "keep")
 
     @property
     def width_only(self) -> Parameterization:
@@ -65,7 +79,8 @@ class Asked:
 
     @property
     def plain_options(self) -> dict[str, Any]:
-        return {name: self.width_options[name] for name in ("optimizer", "example_inputs", "scale", "roles")}
+        kept = {"init": "keep"} if self.kept else {}
+        return {name: self.width_options[name] for name in ("optimizer", "example_inputs", "scale", "roles")} | kept
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,8 @@ class Setup:
         sizes: of it.
         subject, control: what is checked, and what must fail beside it.
         base: as the report says it; None where nothing is converted.
-        notes: what was done that was not asked for.
+        notes: what was done that was not asked for, and those of the largest model's plan.
+        same_values: the usual control differs from the subject in nothing but its learning rates.
     """
 
     axis: Axis
@@ -89,6 +105,15 @@ class Setup:
     base: Any = None
     base_depth: Any = None
     notes: tuple[str, ...] = ()
+    same_values: bool = False
+
+    def must_fail(self) -> tuple[Subject, tuple[str, ...]]:
+        """The control, and a note if it is not the usual one: where no lr should change (vectors alone are trained, as
+        in IA3) that would be the subject itself, and an lr that grows with the size is right for nothing."""
+        if not (self.same_values and has_lrs_for_all(self.subject, self.sizes[0], self.sizes[-1])):
+            return self.control, ()
+        note = f"every tensor has the same lr at every {self.axis.name}, so the control has one that grows with it"
+        return growing_lr(self.subject, self.axis.name, self.sizes[0]), (note,)
 
 
 def width_setup(given: Any, asked: Asked) -> Setup:
@@ -96,17 +121,20 @@ def width_setup(given: Any, asked: Asked) -> Setup:
     build = builder(given, asked.options["scale"])
     base = asked.widths[0] if asked.base is None else asked.base
 
-    def planned(table: Parameterization, options: Mapping[str, Any]) -> Subject:
-        plans = cached_plans(build, lambda _, m: make_plan(m, table, base=base, factory=build, **options))
-        return converted(table.name, build, plans, asked.lr)
-
-    if asked.make_optimizer is None:
-        subject = planned(asked.width_only, asked.width_options)
-        control = planned(PARAMETERIZATIONS["sp"], asked.plain_options)
-    else:
+    axis = WidthAxis(asked.table.law, asked.roles, asked.kept)
+    setup = partial(Setup, axis, asked.widths, widths=asked.widths)
+    if asked.make_optimizer is not None:
         subject = handwritten(asked.table.name, build, asked.make_optimizer)
-        control, base = one_lr(build, asked.lr, asked.options["optimizer"]), None
-    return Setup(WidthAxis(asked.table.law, asked.roles), asked.widths, subject, control, asked.widths, base=base)
+        control = one_lr(build, asked.lr, asked.options["optimizer"])
+        return setup(subject, control, same_values=True)
+
+    def plans(table: Parameterization, options: Mapping[str, Any]) -> Callable[[int], Plan]:
+        return cached_plans(build, lambda _, m: make_plan(m, table, base=base, factory=build, **options))
+
+    own, sp = plans(asked.width_only, asked.width_options), plans(PARAMETERIZATIONS["sp"], asked.plain_options)
+    subject, control = converted(asked.table.name, build, own, asked.lr), converted("sp", build, sp, asked.lr)
+    notes = own(asked.widths[-1]).notes
+    return setup(subject, control, base=base, notes=notes, same_values=asked.kept)
 
 
 def depth_setup(given: Any, asked: Asked, training: Training) -> Setup:
@@ -133,7 +161,7 @@ class _Models:
         asked = self.asked
         assert asked.make_optimizer is not None
         subject = handwritten(asked.table.name, self._build, asked.make_optimizer)
-        control = growing_lr(self._build, asked.make_optimizer, asked.depths[0])
+        control = growing_lr(subject, "depth", asked.depths[0])
         axis = self._axis(self._plans(self._deep_table, {**asked.plain_options, "init": "keep"}))
         return Setup(axis, asked.depths, subject, control, (self.width,), asked.depths)
 
@@ -147,11 +175,13 @@ class _Models:
         raised, notes = self._raised(subject, axis, training)
         if raised:
             own = dict(options["hyperparameters"] or {}) | raised
-            subject = self._subject(asked.table.name, self._plans(asked.table, {**options, "hyperparameters": own}))
+            plans = self._plans(asked.table, {**options, "hyperparameters": own})
+            subject = self._subject(asked.table.name, plans)
         plain = self._plans(asked.width_only, {**asked.plain_options, "hyperparameters": raised})
         control = self._subject("no depth rules", plain)
-        sizes = (self.width,), asked.depths
-        return Setup(axis, asked.depths, subject, control, *sizes, self.base, self.base_depth, notes)
+        sizes, notes = ((self.width,), asked.depths), (*notes, *plans(asked.depths[-1]).notes)
+        of = self.base, self.base_depth
+        return Setup(axis, asked.depths, subject, control, *sizes, *of, notes, same_values=asked.kept)
 
     @property
     def _deep_table(self) -> Parameterization:
@@ -182,13 +212,16 @@ class _Models:
         assert table is not None
         names = [[name for name, _ in self._build(depth).named_parameters()] for depth in (depths[0], depths[-1])]
         templates = Templates.between(*names)
-        return DepthAxis(table.law, templates, {templates.of(line.name): line.place for line in plans(depths[-1])})
+        places = {templates.of(line.name): line.place for line in plans(depths[-1])}
+        return DepthAxis(table.law, templates, places, self.asked.kept)
 
     def _raised(
         self, subject: Subject, axis: DepthAxis, training: Training
     ) -> tuple[dict[str, float], tuple[str, ...]]:
         """The hyperparameter that makes the embedding as large as the base's branches together, where it is smaller."""
         asked = self.asked
+        if asked.kept:
+            return {}, ()
         shown = [at_init(subject, asked.depths[0], seed, training) for seed in range(CONTROL_SEEDS)]
         ratio = max(branches_over_stream(one, axis.places, axis.templates) for one in shown)
         if ratio <= 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.check.flow import Flows, rms, storage
-from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in
+from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in, reduced
 
 _LITERALS = frozenset({"lift", "lift_fresh", "lift_fresh_copy"})
 """What `torch.tensor(0.5)` comes to inside a forward pass."""
@@ -38,6 +38,7 @@ class Use:
         fan_out: number of its entries over fan_in.
         positions: for a contraction, to how many vectors it is applied.
         size: RMS of the contribution as it enters what follows.
+        summed: number of its entries that were put together in one before anything met them; 1 for the weight itself.
     """
 
     parameter: str
@@ -49,6 +50,7 @@ class Use:
     fan_out: int
     positions: int
     size: float
+    summed: int = 1
 
     @property
     def key(self) -> Key:
@@ -60,23 +62,32 @@ class _Made:
     """A storage filled from parameters alone, and each parameter's share of it, laid out alike.
 
     `lookup`: rows were gathered on the way (positions, whose ids do not depend on the batch).
+    `summed`: see `Use`, of the parameters for which it is not 1.
     """
 
     shares: Mapping[str, Tensor]
     lookup: bool = False
+    summed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, tensor: Tensor, shares: Mapping[str, Tensor], lookup: bool = False, before: _Made | None = None
+        cls,
+        tensor: Tensor,
+        shares: Mapping[str, Tensor],
+        lookup: bool = False,
+        before: _Made | None = None,
+        summed: Mapping[str, int] | None = None,
     ) -> Self:
         """What `tensor` holds from now on; the rest of its storage holds what was there before."""
         length = tensor.untyped_storage().nbytes() // tensor.element_size()
         whole = dict(before.shares) if before else {}
+        sums = dict(before.summed) if before else {}
+        sums |= {name: number for name, number in (summed or {}).items() if name not in whole}
         for name, share in shares.items():
             if name not in whole:
                 whole[name] = share.new_zeros(length)
             _view(whole[name], tensor).copy_(share)
-        return cls(whole, lookup)
+        return cls(whole, lookup, sums)
 
     def seen_through(self, view: Tensor) -> dict[str, Tensor]:
         return {name: _view(share, view) for name, share in self.shares.items()}
@@ -140,17 +151,20 @@ class ShadowMode(TorchDispatchMode):
         first = len(self.uses)
         for operand, by_parameter in shares.items():
             tensor = operands[operand]
-            lookup = call.name in LOOKUPS or self._made[storage(tensor)].lookup
             for parameter, share in by_parameter.items():
-                self.uses.append(self._use(call, operand, tensor, parameter, share, lookup))
+                self.uses.append(self._use(call, operand, tensor, parameter, share))
         return range(first, len(self.uses))
 
-    def _use(self, call: Call, operand: Operand, tensor: Tensor, parameter: str, share: Tensor, lookup: bool) -> Use:
-        own, summed = contribution(call, operand, share), fan_in(call, operand, tensor)
+    def _use(self, call: Call, operand: Operand, tensor: Tensor, parameter: str, share: Tensor) -> Use:
+        own, contracted = contribution(call, operand, share), fan_in(call, operand, tensor)
         index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
-        fan_out = share.numel() // summed
-        positions = own.numel() // fan_out if summed > 1 else 0
-        return Use(parameter, index, call.name, self._module(), lookup, summed, fan_out, positions, rms(own))
+        fan_out = share.numel() // contracted
+        positions = own.numel() // fan_out if contracted > 1 else 0
+        made = self._made[storage(tensor)]
+        lookup, summed = call.name in LOOKUPS or made.lookup, made.summed.get(parameter, 1)
+        return Use(
+            parameter, index, call.name, self._module(), lookup, contracted, fan_out, positions, rms(own), summed
+        )
 
     def _place(
         self,
@@ -172,7 +186,8 @@ class ShadowMode(TorchDispatchMode):
         elif shares and out.is_floating_point():
             lookup = call.name in LOOKUPS or any(self._made[storage(operands[o])].lookup for o in shares)
             before = self._made.get(storage(out)) if call.func._schema.is_mutable else None
-            self._made[storage(out)] = _Made.of(out, self._shares_of(call, shares), lookup, before)
+            summed = self._summed(call, operands, shares, out)
+            self._made[storage(out)] = _Made.of(out, self._shares_of(call, shares), lookup, before, summed)
         else:
             self._constants.add(storage(out))
 
@@ -183,6 +198,23 @@ class ShadowMode(TorchDispatchMode):
             own = {operand: by[name] for operand, by in shares.items() if name in by}
             made[name] = combined(call, own, initial=self._initial)
         return made
+
+    def _summed(
+        self,
+        call: Call,
+        operands: Mapping[Operand, Tensor],
+        shares: Mapping[Operand, Mapping[str, Tensor]],
+        out: Tensor,
+    ) -> dict[str, int]:
+        """Of every parameter whose entries are put together in those of the result; w / |w| holds w itself too."""
+        least: dict[str, int] = {}
+        for operand, by_parameter in shares.items():
+            tensor = operands[operand]
+            here, before = reduced(call, tensor, out), self._made[storage(tensor)].summed
+            for name in by_parameter:
+                number = here * before.get(name, 1)
+                least[name] = min(least.get(name, number), number)
+        return {name: number for name, number in least.items() if number > 1}
 
     def _is_constant(self, tensor: Tensor) -> bool:
         return storage(tensor) in self._constants or storage(tensor) in self._made

@@ -37,9 +37,10 @@ class Slope:
         sizes: mean log2 RMS at each size.
         order: where in execution order.
         role, place, law: of a parameter's use (its role in a width check, its place in a depth check), and the exponent
-            that the table claims for it; None elsewhere.
+            that the table claims for it; None elsewhere, and the law at init where the values are kept.
         parameter, op: the parameter's name alone, and what uses it.
         in_first: of a template's init, the exponent in the first block alone, which no other block stands in front of.
+        at_most: where no more is claimed than that, the law being the exponent below it that is nearest to the value.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Slope:
     op: str = ""
     place: Place | None = None
     in_first: float | None = None
+    at_most: float | None = None
 
     @property
     def group(self) -> str:
@@ -69,15 +71,19 @@ class Slope:
 
     @property
     def status(self) -> Status:
-        law = 0.0 if self.law is None else self.law
-        if law - MARGIN <= self.low and self.high <= law + MARGIN:
+        """Against the law; where there is none, nothing can be outside."""
+        if self.law is None:
             return "inside"
-        return "outside" if self.low > law + MARGIN or self.high < law - MARGIN else "undecided"
+        ends = (self.law, self.law) if self.at_most is None else (-math.inf, self.at_most)
+        lowest, highest = ends[0] - MARGIN, ends[1] + MARGIN
+        if lowest <= self.low and self.high <= highest:
+            return "inside"
+        return "outside" if self.low > highest or self.high < lowest else "undecided"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A parameter that is not judged, and why.
+    """A parameter, or one use of it, that is not judged, and why.
 
     `unseen`: it is trained and should have been.
     """
@@ -88,7 +94,7 @@ class Listed:
 
 
 def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]:
-    """The judged exponents in execution order, and the parameters that are not judged.
+    """The exponents of parameters in execution order, and the parameters and uses that are not judged.
 
     Args:
         runs: of all sizes.
@@ -100,7 +106,7 @@ def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]
     order = {key: number for number, key in enumerate(firsts)}
     claims = pool.claims(runs)
     judged = order.keys() & claims.keys()
-    found = _exponents(runs, lambda run: _contributions(run, pool), judged)
+    found = _exponents(runs, lambda run: _contributions(run, pool), judged, noise=lambda key: claims[key].at_most)
     in_first = _exponents(runs, lambda run: _first_contributions(run, pool), judged)
     made = [
         replace(
@@ -121,7 +127,8 @@ def _slope(
     name = parameter if index == 0 else f"{parameter} (use {index + 1})"
     numbers, law = (interval.value, interval.low, interval.high), claim.exponent(kind, interval.value)
     role, place = (claim.group, None) if isinstance(claim.group, Role) else (None, claim.group)
-    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, parameter, op, place)
+    at_most = claim.change if claim.at_most else None
+    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, parameter, op, place, at_most=at_most)
 
 
 def activation_slopes(runs: Runs, axis: Axis) -> list[Slope]:
@@ -141,17 +148,21 @@ def _pooled_site(site: Site, axis: Axis) -> Site:
 
 
 def _exponents(
-    runs: Runs, read: Callable[[Run], Mapping[tuple[Kind, K], float]], keep: Container[K]
+    runs: Runs,
+    read: Callable[[Run], Mapping[tuple[Kind, K], float]],
+    keep: Container[K],
+    noise: Callable[[K], object] = lambda _: None,
 ) -> dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]]:
-    """Interval and mean log2 RMS per size, of whatever every run has; each kind is shrunk to its own noise."""
+    """Interval and mean log2 RMS per size, of whatever every run has; each kind is shrunk to its own noise, and those
+    apart that `noise` tells apart."""
     grid = [[read(run) for run in of_size] for of_size in runs.values()]
     every = [readings for row in grid for readings in row]
     keys = [key for key in every[0] if key[1] in keep and all(math.isfinite(r.get(key, math.inf)) for r in every)]
     series = {key: np.array([[readings[key] for readings in row] for row in grid]) for key in keys}
     log_sizes = [math.log2(size) for size in runs]
     made: dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]] = {}
-    for kind in ("init", "change"):
-        alike = [key for key in keys if key[0] == kind]
+    for sort in dict.fromkeys((kind, noise(key)) for kind, key in keys):
+        alike = [key for key in keys if (key[0], noise(key[1])) == sort]
         found = intervals([seed_slopes(log_sizes, series[key]) for key in alike], family=len(keys))
         made |= {key: (i, tuple(series[key].mean(axis=1))) for key, i in zip(alike, found, strict=True)}
     return made

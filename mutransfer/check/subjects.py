@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mutransfer.check.axes import AxisName
 from mutransfer.check.builds import Build
 from mutransfer.check.runs import Settings, Subject
 from mutransfer.convert import Plan
@@ -113,13 +115,19 @@ def one_lr(build: Build, lr: float, optimizer: str) -> Subject:
     return handwritten("one lr for all", build, lambda model, width: kind(model.parameters(), lr=lr))
 
 
-def growing_lr(build: Build, make_optimizer: MakeOptimizer, base: int) -> Subject:
-    """The control in depth of hand-written code, for which one lr may be right: every lr grows with the depth."""
+def growing_lr(subject: Subject, axis: AxisName, base: int) -> Subject:
+    """The control of what one lr may be right for: every lr grows with the size."""
 
-    def make(model: nn.Module, depth: int) -> Optimizer:
-        optimizer = make_optimizer(model, depth)
+    def make(size: int) -> tuple[nn.Module, Optimizer]:
+        model, optimizer = subject.make(size)
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * depth / base
-        return optimizer
+            group["lr"] = group["lr"] * size / base
+        return model, optimizer
 
-    return handwritten("every lr times the depth", build, make)
+    return replace(subject, name=f"every lr times the {axis}", make=make)
+
+
+def has_lrs_for_all(subject: Subject, small: int, large: int) -> bool:
+    """Whether the optimizer gives every parameter the same lr at both sizes."""
+    made = subject.settings((small, large))
+    return all(name in made[small] and math.isclose(s.lr, made[small][name].lr) for name, s in made[large].items())

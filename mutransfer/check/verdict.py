@@ -45,7 +45,7 @@ class Findings:
     """What a check measured, to be judged as a whole.
 
     Attributes:
-        slopes: exponents of own contributions.
+        slopes: exponents of own contributions; those with a law are judged.
         softmax: effective softmax scales, where head_dim grows.
         settings: eps and weight decay in the optimizer's groups.
         odd: single blocks that are unlike their neighbours.
@@ -59,12 +59,16 @@ class Findings:
     axis: AxisName = "width"
 
     @property
+    def judged(self) -> list[Slope]:
+        return [slope for slope in self.slopes if slope.law is not None]
+
+    @property
     def verdict(self) -> Verdict:
         """Pass when every interval lies inside the law's margin, fail when one lies wholly outside."""
         exact = all(scale.holds for scale in self.softmax) and all(setting.holds for setting in self.settings)
-        if not exact or self.odd or any(slope.status == "outside" for slope in self.slopes):
+        if not exact or self.odd or any(slope.status == "outside" for slope in self.judged):
             return "fail"
-        return "pass" if self.slopes and all(slope.status == "inside" for slope in self.slopes) else "undecided"
+        return "pass" if self.judged and all(slope.status == "inside" for slope in self.judged) else "undecided"
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def culprits(found: Findings) -> list[Culprit]:
     wrong = [
         Culprit(s.site, "softmax", s.measured, s.expected, _look_at_softmax(s)) for s in found.softmax if not s.holds
     ]
-    outside = [slope for slope in found.slopes if slope.status == "outside"]
+    outside = [slope for slope in found.judged if slope.status == "outside"]
     inits = [slope for slope in outside if slope.kind == "init"]
     changes = sorted((s for s in outside if s.kind == "change"), key=lambda s: -abs(s.off))
     if inits:

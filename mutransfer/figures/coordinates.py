@@ -61,7 +61,8 @@ def curves_of(check: Mapping[str, Any], kind: str, *, judged: bool) -> list[Curv
     x = [math.log2(size) for size in sizes_of(check)]
     curves = []
     for slope in check["slopes"]:
-        if slope["kind"] != kind or (slope["what"] == "parameter") != judged:
+        kept = judged and slope["law"] is None  # values that are the user's own follow no law
+        if slope["kind"] != kind or (slope["what"] == "parameter") != judged or kept:
             continue
         law, sizes = slope["law"] or 0.0, slope["sizes"]
         heights = tuple(size - sizes[0] - law * (at - x[0]) for size, at in zip(sizes, x, strict=True))
