@@ -235,5 +235,12 @@ def _numeric(kind: type, prefix: str) -> Iterator[str]:
         annotation = types[field.name]
         if is_dataclass(annotation):
             yield from _numeric(typing.cast(type, annotation), _key(prefix, field.name))
-        elif {int, float} & {annotation, *typing.get_args(annotation)}:
+        elif {int, float} & set(_alternatives(annotation)):
             yield _key(prefix, field.name)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The annotation itself and all that it is made of: of `list[int] | None` also int."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _alternatives(part)

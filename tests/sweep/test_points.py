@@ -227,7 +227,9 @@ def test_good_input_is_not_refused(sweep: Composer) -> None:
 def test_arithmetic_is_for_numbers_only() -> None:
     assert expand_numbers("run_dir=2024-01-02") == "run_dir=2024-01-02"
     assert expand_numbers("optimizer.lr=1/4") == "optimizer.lr=0.25"
-    assert {"model.width", "optimizer.betas", "hp.lr.input", "widths", "train.clip_norm"} <= numeric_keys()
+    assert expand_numbers("depths=[2**1,2**2,2**3]") == "depths=[2,4,8]"
+    assert expand_numbers("widths=[2**6,128,2**8]") == "widths=[64,128,256]"
+    assert {"model.width", "optimizer.betas", "hp.lr.input", "widths", "depths", "train.clip_norm"} <= numeric_keys()
 
 
 def options() -> Iterator[tuple[str, str]]:
