@@ -45,7 +45,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.TOKEN_ID, r"(.*_)?(tokens?|bos|eos|pad|sep|cls|mask|unk|start|end|newline|lang|patch)_(ids?|index|idx)"),
     (Kind.TOKEN_ID, r"(begin_)?suppress_tokens|(bos|eos|pad|sep|unk|mask|lang)_index|decoder_fixing_codes"),
     (Kind.WINDOW, r"(attention_)?window_size(_per_stage)?"),
-    (Kind.GROUPS, r"num_groups|norm_num_groups|n_groups"),
+    (Kind.GROUPS, r"num_groups|norm_num_groups|n_groups|group_(size|width)|gs"),
     (Kind.GRID, r"image_embedding_size"),
     (Kind.POOLED, r"mm_tokens_per_image"),
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
@@ -71,7 +71,10 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.DEPTH, r"n_(input|output|recurrent)_layers|blocks_per_stage|(num_)?block_repeats|(c2f|csp)_num_blocks"),
     (Kind.DENSE_LAYERS, r"first_k_dense_replace|num_dense_layers|max_window_layers"),
     (Kind.SHARED_LAYERS, r"num_kv_shared_layers"),
-    (Kind.DENSE_LAYERS, r"num_(first|last)_full_attention_layers|moe_layer_(start|end)_index|num_global_layers"),
+    (
+        Kind.DENSE_LAYERS,
+        r"num_(first|last)_full_attention_layers|attn_groups|moe_layer_(start|end)_index|num_global_layers",
+    ),
     (Kind.LAYER_LIST, r"(.*_)?(layer_types|layers?_block_type|block_types|indexer_types|no_rope_layers)"),
     (Kind.HEADS, r"(.*_)?(key_value|attention)_heads_per_layer"),
     (Kind.LAYER_LIST, r"(.*_)?(.*_per_layer|attn_layers|attention_layers|layers_types|mlp_layer_types)"),
@@ -95,7 +98,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.PATCH, r"(.*_)?patch_size"),
     (Kind.MULTIPLIER, r"(width|depth|channel)_multiplier|width_(mult|factor|coefficient)"),
     (Kind.HEADS, r"(.*_)?(attention_heads|n_heads?|num_heads|kv_heads|key_value_heads|key_heads|value_heads)"),
-    (Kind.HEADS, r"(.*_)?(num_attention_heads_per_(stage|layer)|self_attn_heads|heads)"),
+    (Kind.HEADS, r"(.*_)?(num_attention_heads_per_(stage|layer)|self_attn_heads|heads|num_heads_(inner|outer))"),
     (Kind.HEADS, r"mamba_(n_heads|num_heads)|num_(self|cross)_attention_heads|index_n_heads|kv_n_heads"),
     (
         Kind.HEAD_DIM,
@@ -124,7 +127,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WIDTH, r"(.*_)?(embed_proj_dim|vit_dim|d_latent|input_dim|output_dims?|proj_dims|num_pos_feats|dim_ff)"),
     (
         Kind.WIDTH,
-        r"c|(.*_)?(dims|channels|chs|widths?|stem_(size|width)|num_init_features|growth_rate|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
+        r"c|cfg|stage\d|(.*_)?(dims|channels|chs|widths?|stem_(size|width)|num_init_features|growth_rate|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
     ),
 )
 """(kind, pattern), tested in order against the whole of a field's name and its aliases; the first that fits holds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,53 +10,25 @@ from typing import Any
 from mutransfer.errors import ShapeError
 from mutransfer.planning.fields import (
     MOST_STAGES,
-    SMALLEST_WIDTH,
     Field,
     Kind,
     Path,
     cache_switches,
     fields_of,
-    inside,
     items_of,
+    kind_of,
     mapped,
     numbers,
-    primary_field,
     stage_counts,
     unset_placeholders,
     with_values,
 )
+from mutransfer.planning.narrow import Sizes, inner_config, narrowed
+
+__all__ = ["ATTEMPTS", "Shrunk", "Sizes", "shrink", "shrunk_values"]
 
 Accept = Callable[[Any], None]
 """Raises whatever it likes for a config that is of no use."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How small a proxy should be.
-
-    Attributes:
-        width, head_dim: of its widest part and of its heads.
-        depth: layers of a stack, and the most that it keeps where layers differ in kind.
-        stage_depth: layers of a stage, where there are more than two.
-        vocabulary, experts, positions, queries: at most.
-        patches: an image's side in patches.
-        window, groups: at most, where windows must fit the image and groups the channels.
-        apart: whether the configs inside have scales of their own, or all are divided by one factor.
-    """
-
-    width: int = 64
-    head_dim: int = 16
-    depth: int = 2
-    most_layers: int = 4
-    stage_depth: int = 1
-    vocabulary: int = 128
-    experts: int = 4
-    positions: int = 128
-    queries: int = 8
-    patches: int = 2
-    window: int = 64
-    groups: int = 64
-    apart: bool = True
 
 
 ATTEMPTS = (
@@ -71,6 +42,10 @@ ATTEMPTS = (
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
     Sizes(width=256, head_dim=128, patches=16, vocabulary=1024, positions=1024),
     Sizes(width=512, head_dim=64, patches=4, vocabulary=1024, positions=1024),
+    Sizes(patches=4, fewer_heads=False),
+    Sizes(width=192, patches=4, fewer_heads=False, stage_depth=3),
+    Sizes(patches=4, by_factor=True),
+    Sizes(width=128, patches=64, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
 MOST_REPAIRS = 6
@@ -140,10 +115,10 @@ def shrunk_values(config: Any, sizes: Sizes) -> dict[Path, Any]:
     """New values of all fields that a smaller model changes."""
     fields = list(fields_of(config))
     values = {field.path: _simple(field, sizes) for field in fields}
-    values |= _widths(config, fields, sizes)
+    values |= narrowed(config, fields, sizes)
     values |= _depths(fields, sizes)
     values |= _per_layer(config, fields, values)
-    values |= _token_ids(config, fields, sizes)
+    values |= _token_ids(config, fields, sizes) | _unset_top_k(config, fields)
     values |= _stage_names(config, values)
     old = {field.path: field.value for field in fields}
     changed = {path: value for path, value in values.items() if value is not None and value != old.get(path)}
@@ -169,126 +144,6 @@ def _simple(field: Field, sizes: Sizes) -> Any:
     }
     limit = limits.get(field.kind)
     return None if limit is None else mapped(field.value, lambda size: min(size, limit))
-
-
-# Widths
-
-
-def _widths(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
-    """Widths over one divisor per config; a size that is another config's own width becomes that one's."""
-    primaries = _primaries(config, fields)
-    own = (size for field in fields if field.kind is Kind.WIDTH for size in numbers(field.value))
-    widest = max(primaries.values(), default=0) or max(own, default=sizes.width)
-    divisors = {o: (size if sizes.apart else widest) / sizes.width for o, size in primaries.items()}
-    own_widths = {size: _divided(size, divisors[owner]) for owner, size in primaries.items()}
-    values: dict[Path, Any] = {}
-    for field in fields:
-        divisor = _of_owner(field.owner, divisors, default=widest / sizes.width)
-        if field.kind is Kind.WIDTH:
-            tied = own_widths if sizes.apart and isinstance(field.value, int) else {}
-            values[field.path] = _narrower(field.value, divisor, tied)
-        elif field.kind is Kind.OUTWARD:
-            values[field.path] = sizes.width if sizes.apart else _narrower(field.value, divisor, {})
-        elif field.kind is Kind.IMAGE:
-            values[field.path] = _image(field, fields, sizes)
-    for owner in dict.fromkeys(_without_rope(field.owner) for field in fields):
-        family = [field for field in fields if _without_rope(field.owner) == owner]
-        divisor = _of_owner(owner, divisors, default=widest / sizes.width)
-        values |= _heads(family, primaries.get(owner, 0), divisor, sizes)
-    return values
-
-
-def _narrower(value: Any, divisor: float, tied: Mapping[int, int]) -> Any:
-    return mapped(value, lambda size: tied.get(size) or _divided(size, divisor))
-
-
-def _without_rope(owner: Path) -> Path:
-    """The sections of a rotation are sized by the heads of the config around them."""
-    return owner[:-1] if owner and owner[-1].startswith("rope") else owner
-
-
-def _primaries(config: Any, fields: Sequence[Field]) -> dict[Path, int]:
-    """The own width of every config inside that has one."""
-    values = {field.path: field.value for field in fields}
-    found = {}
-    for owner in dict.fromkeys(field.owner for field in fields):
-        name = primary_field(_inner(config, owner))
-        largest = max(numbers(values.get((*owner, name))), default=0) if name is not None else 0
-        if largest >= SMALLEST_WIDTH:
-            found[owner] = largest
-    return found
-
-
-def _inner(config: Any, owner: Path) -> Any:
-    for name in owner:
-        config = inside(config, name)
-    return config
-
-
-def _of_owner(owner: Path, divisors: Mapping[Path, float], default: float) -> float:
-    """A config without a width of its own follows the one around it."""
-    for end in range(len(owner), -1, -1):
-        if owner[:end] in divisors:
-            return divisors[owner[:end]]
-    return default
-
-
-def _divided(size: int, divisor: float) -> int:
-    """A size over the divisor; where that is no whole number, the next multiple of 16, which heads can share."""
-    if size < SMALLEST_WIDTH or divisor <= 1:
-        return size
-    exact = size / divisor
-    if exact == int(exact) and exact >= SMALLEST_WIDTH:
-        return int(exact)
-    step = 16 if exact > 12 else SMALLEST_WIDTH
-    return step * math.ceil(exact / step)
-
-
-def _heads(fields: Sequence[Field], width: int, divisor: float, sizes: Sizes) -> dict[Path, Any]:
-    """Numbers of heads and their sizes: the width's divisor, split between the two."""
-    values: dict[Path, Any] = {}
-    dims = [field for field in fields if field.kind is Kind.HEAD_DIM]
-    largest = max((field.value for field in dims if isinstance(field.value, int)), default=0)
-    heads = [field for field in fields if field.kind is Kind.HEADS]
-    queries = max((v for field in heads for v in numbers(field.value)), default=1)
-    by_dim = _power_of_two(largest / sizes.head_dim) if largest else 0
-    for field in dims:
-        values[field.path] = _shorter(field.value, by_dim or max(1, width // queries // sizes.head_dim))
-    for field in heads:
-        values[field.path] = mapped(field.value, lambda v: _fewer_heads(v, queries, divisor, by_dim, sizes))
-    return values
-
-
-def _shorter(value: Any, divisor: int) -> Any:
-    """A head's size, or the sections of one, whose sum is kept in step."""
-    if isinstance(value, int):
-        return max(1, value // divisor) if value > 0 else value
-    ends = [sum(value[: i + 1]) // divisor for i in range(len(value))]
-    return type(value)(end - start for start, end in zip([0, *ends], ends, strict=False))
-
-
-def _fewer_heads(heads: int, most: int, divisor: float, by_dim: int, sizes: Sizes) -> int:
-    """As many as keep heads times head_dim in step with the width; several stay several."""
-    if heads <= 1:
-        return heads
-    wanted = most * (by_dim or 1) / divisor if by_dim else sizes.width / sizes.head_dim
-    fewest = min(most, max(2, _power_of_two(wanted)))
-    return max(2, _power_of_two(heads * fewest / most)) if fewest < most else heads
-
-
-def _power_of_two(ratio: float) -> int:
-    return max(1, int(2 ** math.floor(math.log2(ratio) + 1e-9))) if ratio >= 1 else 1
-
-
-def _image(field: Field, fields: Sequence[Field], sizes: Sizes) -> Any:
-    """A few patches a side, where the config beside it has patches; else 32."""
-    patches = [f for f in fields if f.kind is Kind.PATCH and f.owner == field.owner]
-    patch = max((v for f in patches for v in numbers(f.value)), default=0)
-    beside = [f for f in fields if f.owner == field.owner]
-    side = patch * sizes.patches if patch else 16 * sizes.patches
-    if stage_counts(beside):  # every stage halves it
-        side = max(side, 16 * sizes.patches, 8 * patch)
-    return mapped(field.value, lambda size: min(size, side) if size > 1 else size)
 
 
 # Depth
@@ -322,7 +177,7 @@ def _per_layer(config: Any, fields: Sequence[Field], values: Mapping[Path, Any])
         fewer = values.get(field.path)
         if field.kind is not Kind.DEPTH or not isinstance(fewer, int) or fewer >= field.value:
             continue
-        for name, own in items_of(_inner(config, field.owner)).items():
+        for name, own in items_of(inner_config(config, field.owner)).items():
             path = (*field.owner, name)
             value = values.get(path) or own
             if isinstance(value, list | tuple) and len(value) == field.value > MOST_STAGES:
@@ -366,7 +221,7 @@ def _stage_names(config: Any, values: Mapping[Path, Any]) -> dict[Path, Any]:
     """A backbone that returns some layers keeps their indices beside their names, the first of them its input's."""
     named: dict[Path, Any] = {}
     for path, depth in values.items():
-        inner = _inner(config, path[:-1])
+        inner = inner_config(config, path[:-1])
         names, indices = (getattr(inner, name, None) for name in ("stage_names", "_out_indices"))
         if names and indices and path[-1] == "num_hidden_layers" and inner.num_hidden_layers == len(names) - 1:
             fewer = _fewer_indices(list(indices), depth + 1)
@@ -374,6 +229,13 @@ def _stage_names(config: Any, values: Mapping[Path, Any]) -> dict[Path, Any]:
             named[(*path[:-1], "_out_indices")] = fewer
             named[(*path[:-1], "_out_features")] = [names[i] for i in fewer]
     return named
+
+
+def _unset_top_k(config: Any, fields: Sequence[Field]) -> dict[Path, Any]:
+    """Experts per token, where a config has experts but leaves that number out."""
+    owners = {field.owner for field in fields if field.kind is Kind.EXPERTS and max(numbers(field.value)) > 1}
+    own = [(owner, name, value) for owner in owners for name, value in items_of(inner_config(config, owner)).items()]
+    return {(*owner, name): 2 for owner, name, value in own if value is None and kind_of(name) is Kind.TOP_K}
 
 
 # Token ids

@@ -10,10 +10,23 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import MutransferError, ShapeError
-from mutransfer.planning.fields import PRIMARY, Field, HeadScaling, Kind, scaled_value, width_fields, with_values
+from mutransfer.planning.fields import (
+    PRIMARY,
+    Field,
+    HeadScaling,
+    Kind,
+    fields_of,
+    primary_field,
+    scaled_value,
+    width_fields,
+    with_values,
+)
+from mutransfer.planning.narrow import inner_config
 from mutransfer.planning.sizes import Shapes, compare, shapes_of, without_memory
 
 Build = Callable[[Any], nn.Module]
+Run = Callable[[Any], object]
+"""Runs the forward pass of a config's model; raises whatever it likes where it fails."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +51,38 @@ class Widths:
         return {"width_fields": len(self.fields), "mixed": len(self.mixed), "never_grow": len(self.never)}
 
 
-def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> Widths:
+def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads", run: Run | None = None) -> Widths:
     """The fields that make a model wider, so that every size grows as a*k + b; nothing takes memory.
 
     Where a model multiplies its heads into its widths by itself, the heads are left alone; where it multiplies two
-    widths, the one of them without which the fewest matrices never grow.
+    widths, the one of them without which the fewest matrices never grow; where a factor multiplies all of them, that
+    and the config's own width may be what grows.
+
+    Args:
+        config, build: of the model.
+        scale: which of heads and their sizes follow.
+        run: what the wider model must pass too, where several choices of fields build; where none does, it is the
+            first of them.
 
     Raises:
         ShapeError: nothing grows, or not evenly; it carries the first failure.
     """
     fields = width_fields(config, scale)
-    no_heads = [field for field in fields if field.kind not in (Kind.HEADS, Kind.HEAD_DIM)]
-    failure: Exception | None = None
-    for chosen in (fields, no_heads):
+    failures: list[Exception] = []
+    proven: list[Widths] = []
+    for chosen in _choices(config, fields):
         try:
-            return _proven(config, build, chosen)
-        except Exception as error:  # whatever a foreign constructor raises
-            failure = failure or error
+            found = _proven(config, build, chosen)
+            if run is None:
+                return found
+            proven.append(found)
+            run(found.at(config, 2))
+            return found
+        except Exception as error:  # whatever a foreign constructor or forward pass raises
+            failures.append(error)
+    if proven:
+        return proven[0]
+    failure = failures[0]
     if isinstance(failure, MutransferError):
         fewer = list(_without_one(config, build, fields))
         if fewer:
@@ -64,6 +92,18 @@ def discover_widths(config: Any, build: Build, scale: HeadScaling = "heads") -> 
         f"{type(config).__name__} cannot be built wider ({type(failure).__name__}: {failure}). "
         "Give factory=, a function from width to model."
     ) from failure
+
+
+def _choices(config: Any, fields: Sequence[Field]) -> Iterator[Sequence[Field]]:
+    """All; all but heads; a factor on all widths with the config's own width, instead of them."""
+    yield fields
+    yield [field for field in fields if field.kind not in (Kind.HEADS, Kind.HEAD_DIM)]
+    factors = [field for field in fields_of(config) if field.kind is Kind.MULTIPLIER and isinstance(field.value, float)]
+    owners = {field.owner for field in factors} - {field.owner for field in fields if field.kind is Kind.MULTIPLIER}
+    if owners:
+        own = {(*owner, primary_field(inner_config(config, owner))) for owner in owners}
+        others = [field for field in fields if field.owner not in owners or field.path in own]
+        yield [*others, *(field for field in factors if field.owner in owners)]
 
 
 def _without_one(config: Any, build: Build, fields: Sequence[Field]) -> Iterator[Widths]:

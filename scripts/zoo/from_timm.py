@@ -10,15 +10,16 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 
+from mutransfer.planning.fields import numbers
 from mutransfer.planning.shrink import shrink
-from mutransfer.planning.widths import discover_widths
+from mutransfer.planning.widths import Widths, discover_widths
 from zoo.subjects import NotBuiltError, Small, Subject, from_config, images
 
 SIDES = (32, 64, 128, 224)
@@ -88,18 +89,21 @@ class Arguments(types.SimpleNamespace):
 def _small(timm: Any, name: str) -> Small:
     model_class, arguments = _call_of(timm, name)
     sides: list[int] = []
+    found: list[Widths] = []
 
     def build(config: Any) -> nn.Module:
         return model_class(**copy.deepcopy(vars(config)))  # some take their lists apart
 
+    def runs(config: Any) -> int:
+        return _side(build(config).eval(), _own_side(config))
+
     def accept(config: Any) -> None:
-        wider = discover_widths(config, build).at(config, 2)
-        sides[:] = [max(_side(build(each).eval()) for each in (config, wider))]
+        found[:] = [discover_widths(config, build, run=runs)]
+        sides[:] = [max(runs(each) for each in (config, found[0].at(config, 2)))]
 
     shrunk = shrink(arguments, accept)
     width = shrunk.sizes.width
-
-    widths = discover_widths(shrunk.config, build)
+    widths = found[0]
     make, deep = from_config(shrunk.config, width, widths, build)
     notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **widths.summary()}
     return Small(width, make, images(BATCH, sides[0]), notes, deep)
@@ -115,7 +119,8 @@ def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "feature_cfg", "pretrained_strict",
                     "pretrained_filter_fn", "kwargs_filter", "features_only"):  # fmt: skip
             kwargs.pop(key, None)
-        if config is not None or "cfg" in inspect.signature(model_class.__init__).parameters:
+        takes_config = "cfg" in inspect.signature(model_class.__init__).parameters
+        if "cfg" not in kwargs and (config is not None or takes_config):
             configs = getattr(sys.modules[entry.__module__], "model_cfgs", {})
             kwargs["cfg"] = configs.get(config or variant) if config is None or isinstance(config, str) else config
         calls.append((model_class, kwargs))
@@ -128,18 +133,28 @@ def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:
     model_class, given = calls[0]
     parameters = inspect.signature(model_class.__init__).parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    own = timm.get_pretrained_cfg(name)
+    by_builder = {"in_chans": 3, "num_classes": 1000} | (
+        {"img_size": own.input_size[-1]} if own.fixed_input_size else {}
+    )
+    given = {n: value for n, value in by_builder.items() if n in parameters} | given
     return model_class, Arguments(**{**defaults, **given})
 
 
-def _side(model: nn.Module, sides: Sequence[int] = SIDES) -> int:
-    """The smallest image that the model takes, in training too."""
+def _side(model: nn.Module, own: int | None) -> int:
+    """The image's side that the model was built for; else the smallest that it takes, in training too. Raises the first
+    failure."""
     failure: Exception | None = None
-    for side in sides:
+    for side in dict.fromkeys([own, *SIDES] if own else SIDES):
         try:
             with torch.no_grad():
                 model(torch.randn(BATCH, 3, side, side))
             return side
         except Exception as error:
-            failure = error
+            failure = failure or error
     assert failure is not None
     raise failure
+
+
+def _own_side(config: Arguments) -> int | None:
+    return max(numbers(getattr(config, "img_size", None)), default=None)

@@ -13,7 +13,7 @@ from torch import nn
 from mutransfer.errors import MutransferError, ShapeError
 from mutransfer.planning.generate import generate_inputs
 from mutransfer.planning.shrink import Shrunk, shrink
-from mutransfer.planning.widths import discover_widths
+from mutransfer.planning.widths import Widths, discover_widths
 from zoo.subjects import NotBuiltError, Small, Subject, from_config
 
 HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
@@ -56,11 +56,13 @@ def _class_name(kind: str) -> str | None:
 def _small(kind: str, name: str) -> Small:
     import transformers
 
-    model_class = getattr(transformers, name)
-    config = _default(kind)
-    shrunk, whole = _shrink(model_class, config)
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise NotBuiltError(f"transformers names {name} for it but has no such class")
+    if model_class.forward is nn.Module.forward:
+        raise NotBuiltError(f"{name} has no forward pass of its own")
+    shrunk, widths, whole = _shrink(model_class, _default(kind))
     width = shrunk.sizes.width
-    widths = discover_widths(shrunk.config, model_class)
     model = model_class(shrunk.config)
     make, deep = from_config(shrunk.config, width, widths, model_class)
 
@@ -80,22 +82,29 @@ def _default(kind: str) -> Any:
         raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
 
 
-def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, bool]:
+def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Widths, bool]:
     """With all towers reached; or, where that fails, with text alone."""
     failure: MutransferError | None = None
     for whole in (True, False):
+        widths: list[Widths] = []
+
+        def accept(small: Any, whole: bool = whole, widths: list[Widths] = widths) -> None:
+            widths[:] = [_widths(model_class, small, whole)]
+
         try:
-            return shrink(config, lambda small, whole=whole: _accept(model_class, small, whole)), whole  # type: ignore[misc]
+            return shrink(config, accept), widths[0], whole
         except MutransferError as error:
             failure = failure or error
     _refuse_unbuildable(model_class, config)
     raise failure or ShapeError("not shrunk")
 
 
-def _accept(model_class: Any, config: Any, whole: bool) -> None:
+def _widths(model_class: Any, config: Any, whole: bool) -> Widths:
+    """What makes a small model wider so that it still takes its inputs; raises where it has none."""
     discover_widths(config, model_class)
     model = model_class(config).eval()
-    generate_inputs(model, lambda given: _forward(model, given), whole=whole)
+    inputs = generate_inputs(model, lambda given: _forward(model, given), whole=whole)
+    return discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
 
 
 def _forward(model: nn.Module, given: dict[str, Any]) -> object:

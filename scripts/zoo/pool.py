@@ -18,8 +18,8 @@ from zoo.subjects import Subject
 
 Row = dict[str, Any]
 MEMORY = 10 * 2**30
-PATIENCE = 4
-"""Seconds that a process may wait for a busy machine, per second that it may compute."""
+PATIENCE = 20
+"""Seconds that a process may wait for a busy machine, per second that it may compute: one that hangs."""
 
 
 @dataclass
@@ -99,6 +99,8 @@ def _poll(job: Job, seconds: float) -> Row | None:
         row: Row = json.loads(job.text)
     except json.JSONDecodeError:
         over = time.monotonic() >= job.deadline or os.WTERMSIG(status) == signal.SIGXCPU
-        reason = f"TIME over {seconds:g} s" if over else f"DIED with status {status} (memory over the limit?)"
+        reason = (
+            f"TIME over {seconds:g} s of computing" if over else f"DIED with status {status} (memory over the limit?)"
+        )
         return {"model": job.subject.name, "source": job.subject.source, "reason": reason}
     return row
