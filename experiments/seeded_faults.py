@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import mutransfer as mt
 from mutransfer.planning.data import ParamPlan
-from mutransfer.planning.laws import untouched_rng
+from mutransfer.planning.untouched import untouched_rng
 from mutransfer.rules.depth import Place
 from mutransfer.rules.table import Role
 from mutransfer.sweep.trial import environment

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
 from mutransfer.planning import rebuild
+from mutransfer.planning.base_laws import (
+    defaults_of,
+    exact,
+    is_vector,
+    laws_by_values,
+    laws_of_two,
+    laws_of_vectors,
+    off_zero,
+    parameters_of,
+    snapped,
+)
+from mutransfer.planning.constructors import read_laws
 from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depths import depth_values, is_depth, with_lists
 from mutransfer.planning.fields import HeadScaling, Path
 from mutransfer.planning.forward import Forward
-from mutransfer.planning.laws import POOLED_REBUILDS, Law, estimate, fits, parameters_of, read_defaults, read_laws
+from mutransfer.planning.laws import Law, estimate, fits
 from mutransfer.planning.rebuild import Build, Rebuilt
 from mutransfer.planning.resize import differing_fields, given_fields, own_width, width_changes
 from mutransfer.planning.sizes import Dim, Shapes, check_structure, compare, shapes_of
 from mutransfer.planning.stacks import Stacks, compare_depths
 
-Laws = dict[str, Law]
 BaseSpec = int | Mapping[str, Any] | nn.Module | str | pathlib.Path
 
 
@@ -142,9 +151,9 @@ def _rebuilt(model: Shapes, rebuilt: Rebuilt, need_laws: bool) -> Base:
     dims = compare(model, stacks.seen_from_model(rebuilt.shapes), probes)
     base_laws = stacks.seen_from_model(read_laws(rebuilt.base))
     same = dict(model) == dict(rebuilt.shapes)
-    own_laws = base_laws if same else _exact(read_laws(rebuilt.model), base_laws, dims)
+    own_laws = base_laws if same else exact(read_laws(rebuilt.model), base_laws, dims)
     if not need_laws:
-        drawn_anew = {name for name, law in base_laws.items() if _off_zero(law) and not _is_vector(dims[name])}
+        drawn_anew = {name for name, law in base_laws.items() if off_zero(law) and not is_vector(dims[name])}
         base_laws, own_laws = (
             {name: law for name, law in laws.items() if name not in drawn_anew} for laws in (base_laws, own_laws)
         )
@@ -165,14 +174,6 @@ def stacks_of(base: Mapping[str, Any], model: Mapping[str, Any]) -> Stacks:
     return stacks
 
 
-def _off_zero(law: Law) -> bool:
-    return law.kind == "drawn" and not law.centred
-
-
-def _is_vector(dims: Sequence[Dim]) -> bool:
-    return sum(dim.size > 1 for dim in dims) <= 1
-
-
 def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
     words = f"{type(base).__name__} with {sum(p.numel() for p in base.parameters()):,} parameters"
     if rebuild.has_config(model) and rebuild.has_config(base) and type(model) is type(base):
@@ -189,73 +190,15 @@ def _from_module(model: nn.Module, base: nn.Module, need_laws: bool) -> Base:
     stacks = stacks_of(base_shapes, shapes)
     dims = compare(shapes, stacks.seen_from_model(base_shapes))
     if not need_laws:
-        laws, own = _laws_of_vectors(model, dims, stacks.seen_from_model(_laws_by_values(base)))
+        laws, own = laws_of_vectors(model, dims, stacks.seen_from_model(laws_by_values(base)))
         return Base(dims, laws, own, lambda: base, None, words, stacks)
     if any(p.is_meta for module in (base, model) for p in module.parameters()):
         raise ShapeError(
             "Base or model is on the meta device and cannot be built again, so its init is unknown. Give factory= "
             "(a function from width to model), a base with real weights, or init='table'."
         )
-    laws, own = _laws_of_two(base, model, dims, stacks)
+    laws, own = laws_of_two(base, model, dims, stacks)
     return Base(dims, laws, own, lambda: base, None, words, stacks)
-
-
-def _defaults(model: nn.Module) -> Laws:
-    """The laws that the layers' defaults tell; what none of them fills has no number there."""
-    return {name: law for name, law in read_defaults(model).items() if not math.isnan(law.mean)}
-
-
-def _laws_by_values(base: nn.Module) -> Laws:
-    """How a fresh model is filled that cannot be built again: its layers' own defaults where its values fit them, else
-    what the values show; on meta they show nothing."""
-    defaults = _defaults(base)
-    laws = {name: _law_by_values(value, defaults.get(name)) for name, value in parameters_of(base).items()}
-    return {name: law for name, law in laws.items() if law is not None}
-
-
-def _law_by_values(value: Tensor, default: Law | None) -> Law | None:
-    if value.is_meta:
-        return default
-    seen = estimate(value)
-    all_equal = seen.kind == "constant" and value.numel() > 1  # which few zeros might pass for a draw
-    return default if default is not None and not all_equal and fits(default, value) else seen
-
-
-def _laws_of_vectors(model: nn.Module, dims: Mapping[str, Sequence[Dim]], base: Laws) -> tuple[Laws, Laws]:
-    """The laws at the base and in the model of what a table does not fill by itself: gains, biases and the like. The
-    model's values are not looked at; the law is the base's, or the layer's own default where that is a draw.
-
-    Raises:
-        ShapeError: neither the base nor a layer's default tells; a draw off zero may be a range filled by code.
-    """
-    vectors = [name for name, row in dims.items() if _is_vector(row)]
-    unknown = [name for name in vectors if name not in base or (base[name].measured and _off_zero(base[name]))]
-    if unknown:
-        raise ShapeError(
-            f"Nothing tells what {unknown[0]!r} is filled with, which init='table' must know. Give factory= (a "
-            "function from width to model), so that its init can be read."
-        )
-    own = {name: law for name, law in _defaults(model).items() if name in vectors and base[name].kind == "drawn"}
-    return {name: base[name] for name in vectors}, {name: own.get(name, base[name]) for name in vectors}
-
-
-def _laws_of_two(
-    base: nn.Module, model: nn.Module, dims: Mapping[str, Sequence[Dim]], stacks: Stacks
-) -> tuple[Laws, Laws]:
-    """The init laws of two fresh models that cannot be built again: each layer's own default where both models' values
-    fit it, else what the values show."""
-    defaults = stacks.seen_from_model(_defaults(base)), _defaults(model)
-    values = stacks.seen_from_model(parameters_of(base)), parameters_of(model)
-    laws: Laws = {}
-    own: Laws = {}
-    for name in values[1]:
-        pair = [law[name] for law in defaults if name in law]
-        if len(pair) == 2 and all(fits(law, value[name]) for law, value in zip(pair, values, strict=True)):
-            laws[name], own[name] = pair
-        else:
-            laws[name] = estimate(values[0][name])
-            own[name] = _snapped(name, estimate(values[1][name]), laws[name], dims[name])
-    return laws, own
 
 
 def _from_two_configs(model: nn.Module, base: nn.Module, words: str, need_laws: bool) -> Base:
@@ -275,9 +218,9 @@ def _from_file(model: nn.Module, path: pathlib.Path, need_laws: bool) -> Base:
     dims = {name: _growing_as(of_base[name], row) for name, row in rows.items()}
     laws = {name: line.base_law for name, line in of_base.items()}
     if not need_laws:
-        laws, own = _laws_of_vectors(model, dims, laws)
+        laws, own = laws_of_vectors(model, dims, laws)
         return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}", stacks)
-    values, defaults = parameters_of(model), _defaults(model)
+    values, defaults = parameters_of(model), defaults_of(model)
     if any(p.is_meta for p in values.values()):
         raise ShapeError("The model is on the meta device and its init is unknown: give base= as a width, or factory=.")
     own = {}
@@ -285,58 +228,10 @@ def _from_file(model: nn.Module, path: pathlib.Path, need_laws: bool) -> Base:
         if name in defaults and fits(defaults[name], value):
             own[name] = defaults[name]
         else:
-            own[name] = _snapped(name, estimate(value), laws[name], dims[name])
+            own[name] = snapped(name, estimate(value), laws[name], dims[name])
     return Base(dims, laws, own, None, saved.base_forward, f"of {path.name}", stacks)
 
 
 def _growing_as(line: ParamPlan, row: Sequence[Dim]) -> tuple[Dim, ...]:
     """Dimensions that are of one size in base and model grow where the saved plan says that they do."""
     return tuple(dataclasses.replace(dim, grows=dim.grows or axis in line.growing) for axis, dim in enumerate(row))
-
-
-def _snapped(name: str, own: Law, base: Law, dims: Sequence[Dim]) -> Law:
-    """The model's own law with its std as an exact power law from the base's, where both were seen by values alone.
-
-    Raises:
-        ShapeError: no law, or more than one, fits within the noise.
-    """
-    if own.kind != "drawn" or base.kind != "drawn":
-        return own
-    fitting = _fitting(own, base, dims, draws=1)
-    if len(fitting) != 1:
-        found = "no usual law" if not fitting else "more than one law"
-        raise ShapeError(
-            f"The init of {name!r} has std {base.std:.3g} at the base and {own.std:.3g} in the model, which fits "
-            f"{found} in width. Give factory= (a function from width to model), so that its init can be read."
-        )
-    return dataclasses.replace(own, std=base.std * fitting[0])
-
-
-def _exact(own: Laws, base: Laws, dims: Mapping[str, Sequence[Dim]]) -> Laws:
-    """Laws that were measured on rebuilt models, made exact where one usual law alone fits what was measured."""
-    exact = dict(own)
-    for name, law in own.items():
-        if law.measured and base[name].measured and law.kind == base[name].kind == "drawn":
-            fitting = _fitting(law, base[name], dims[name], draws=POOLED_REBUILDS)
-            if len(fitting) == 1:
-                exact[name] = dataclasses.replace(law, std=base[name].std * fitting[0])
-    return exact
-
-
-def _fitting(own: Law, base: Law, dims: Sequence[Dim], draws: int) -> list[float]:
-    """The ratios of stds within the noise of two measured ones; the laws in use are a constant, 1/sqrt(one dimension's
-    size), and Xavier's 1/sqrt(the sum of two)."""
-    observed = math.log(own.std / base.std)
-    noise = 5 * math.sqrt(sum(0.5 / (draws * math.prod(s)) for s in ([d.size for d in dims], [d.base for d in dims])))
-    return [ratio for ratio in _candidates(dims) if abs(math.log(ratio) - observed) < noise]
-
-
-def _candidates(dims: Sequence[Dim]) -> list[float]:
-    ratios = [1.0, *(dim.ratio**-0.5 for dim in dims)]
-    for one, other in itertools.combinations(dims, 2):
-        ratios.append(math.sqrt((one.base + other.base) / (one.size + other.size)))
-    unique: list[float] = []
-    for ratio in ratios:
-        if all(abs(math.log(ratio / seen)) > 1e-9 for seen in unique):
-            unique.append(ratio)
-    return unique

@@ -16,7 +16,7 @@ from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depth import Factors, plan_depth
 from mutransfer.planning.forward import Forward, compare_forward, forward_of
 from mutransfer.planning.hyperparameters import check_patterns
-from mutransfer.planning.laws import Law, untouched_rng
+from mutransfer.planning.laws import Law
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
 from mutransfer.planning.parts import with_uses_of_parts
@@ -24,6 +24,7 @@ from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.trace import evaluating, trace
 from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
+from mutransfer.planning.untouched import untouched_rng
 from mutransfer.rules.table import Parameterization, Role, Row
 
 

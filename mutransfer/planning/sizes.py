@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mutransfer.errors import ShapeError
-from mutransfer.planning.laws import in_place
+from mutransfer.planning.untouched import in_place
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -20,9 +20,9 @@ from torch.func import functional_call
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.calls import tensors_in
-from mutransfer.planning.laws import in_place, seed_all, untouched_rng
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.tracer import Tracer
+from mutransfer.planning.untouched import in_place, seed_all, untouched_rng
 
 MakeTracer = Callable[[Mapping[str, Tensor], Any], Tracer]
 

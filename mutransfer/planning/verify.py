@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mutransfer.errors import RoleError
 from mutransfer.planning.branches import Branch, find_branches
 from mutransfer.planning.calls import tensors_in
-from mutransfer.planning.laws import untouched_rng
 from mutransfer.planning.replay import Recording
+from mutransfer.planning.untouched import untouched_rng
 
 TOLERANCE = 1e-9
 """Relative; float64 leaves about 1e-14."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mutransfer.planning.laws import Law, estimate, fits, read_defaults, read_laws
+from mutransfer.planning.constructors import read_defaults, read_laws
+from mutransfer.planning.laws import Law, estimate, fits
 
 D = 64
 
