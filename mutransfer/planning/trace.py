@@ -113,8 +113,9 @@ def _attempt(
     """On fakes, or where these do not tell what is asked of them, on values."""
     try:
         return _on_fakes(model, args, kwargs, make)
-    except _ASKS_FOR_VALUES:
-        valued = _with_values(model, build)
+    except Exception as error:
+        asks = isinstance(error, _ASKS_FOR_VALUES) or any(words in str(error) for words in _WITHOUT_VALUES)
+        valued = _with_values(model, build) if asks else None
         if valued is None:
             raise
     return _on_values(valued, args, kwargs, make)
@@ -131,6 +132,8 @@ def _repeatable() -> Iterator[None]:
 LARGEST_REAL = 2**29
 """Parameters of the largest model that is run on real values."""
 _ASKS_FOR_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+_WITHOUT_VALUES = ("data is not allocated yet", "Cannot access data pointer")
+"""What torch says where an op of its own, as an assignment by indices is, looks for the values of a fake."""
 
 
 @contextmanager

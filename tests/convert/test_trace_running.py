@@ -139,3 +139,23 @@ def test_a_model_that_does_not_run_at_its_width_is_told_from_inputs_that_do_not_
         plan(X)
     with pytest.raises(RoleError, match=r"failed on the example inputs .* Pass example_inputs="):
         plan(torch.zeros(2, 6, 3))
+
+
+class Strikes(nn.Module):
+    """UDOP's mixing of words and patches: the patches that words stand on are struck out of a mask by index."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.readout = nn.Linear(5, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        points = x[..., 0].round().long()
+        mask = torch.full_like(x[..., 1], True).bool()
+        rows, columns = zip(*[[row, column] for row in range(len(points)) for column in points[row]], strict=True)
+        mask[rows, columns] = False
+        return self.readout(self.embed(x)[mask])
+
+
+def test_a_mask_that_is_written_by_indices_of_the_inputs_is_traced_on_values():
+    plan = mt.plan(Strikes(64), "mup", base=16, factory=Strikes, example_inputs=X)
+    assert (plan["embed.weight"].role, plan["readout.weight"].role) == ("input", "output")
