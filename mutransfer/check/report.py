@@ -151,12 +151,26 @@ class CoordReport:
         lines += _not_judged(self.listed)
         if self.control is not None:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
+        if self.verdict != "pass" and self.init == "keep":
+            lines += self._sizes_of_kept()
         if self.verdict != "pass" and self.positions * FEW > self.widths[0]:
             lines.append(
                 f"note: {self.positions} positions a step are not far fewer than the smallest width {self.widths[0]}: "
                 "updates align only partly, and exponents come out low. Give fewer positions or larger widths."
             )
         return lines
+
+    def _sizes_of_kept(self) -> list[str]:
+        """The first module of a kept model whose output does not keep its size, as a pretrained one's does."""
+        at_init = (slope for slope in self.slopes if slope.what == "module" and slope.kind == "init")
+        off = [slope for slope in at_init if slope.low > MARGIN or slope.high < -MARGIN]
+        first = min(off, key=lambda slope: slope.order, default=None)
+        if first is None:
+            return []
+        return [
+            f"note: at init the output of {first.name} goes as {self.axis}^{first.value:+.2f}; the law is of a model "
+            f"whose activations have one size at every {self.axis}, as a trained one's: what is behind it is off too"
+        ]
 
     def _blame(self) -> list[str]:
         words = ("culprit", *["perhaps its consequence"] * (SHOWN_CULPRITS - 1))

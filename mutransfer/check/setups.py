@@ -19,7 +19,7 @@ from mutransfer.check.subjects import (
     converted,
     growing_lr,
     handwritten,
-    has_lrs_for_all,
+    keeps_lrs,
     one_lr,
 )
 from mutransfer.convert import Plan
@@ -110,7 +110,7 @@ class Setup:
     def must_fail(self) -> tuple[Subject, tuple[str, ...]]:
         """The control, and a note if it is not the usual one: where no lr should change (vectors alone are trained, as
         in IA3) that would be the subject itself, and an lr that grows with the size is right for nothing."""
-        if not (self.same_values and has_lrs_for_all(self.subject, self.sizes[0], self.sizes[-1])):
+        if not (self.same_values and keeps_lrs(self.subject, self.sizes[0], self.sizes[-1])):
             return self.control, ()
         note = f"every tensor has the same lr at every {self.axis.name}, so the control has one that grows with it"
         return growing_lr(self.subject, self.axis.name, self.sizes[0]), (note,)

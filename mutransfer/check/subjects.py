@@ -127,7 +127,7 @@ def growing_lr(subject: Subject, axis: AxisName, base: int) -> Subject:
     return replace(subject, name=f"every lr times the {axis}", make=make)
 
 
-def has_lrs_for_all(subject: Subject, small: int, large: int) -> bool:
+def keeps_lrs(subject: Subject, small: int, large: int) -> bool:
     """Whether the optimizer gives every parameter the same lr at both sizes."""
     made = subject.settings((small, large))
     return all(name in made[small] and math.isclose(s.lr, made[small][name].lr) for name, s in made[large].items())

@@ -173,6 +173,19 @@ class TestKeptValues:
         assert len(curves_of(report.to_json(), "change", judged=True)) == len(report.judged)
         assert report.plot(tmp_path / "check.svg").stat().st_size > 0
 
+    def test_a_frozen_model_whose_activations_grow_is_named(self):
+        """Weights of one std at all widths, as transformers draws them."""
+
+        def growing(width):
+            net = Net(width)
+            nn.init.normal_(net.up.weight, std=0.02)
+            return peft.get_peft_model(net, lora())
+
+        report = check(growing, seeds=2)
+        assert report.verdict == "fail"
+        assert report.slope("base_model.model.down.lora_A.default.weight").value == pytest.approx(0.5, abs=0.25)
+        assert "the output of base_model.model.up goes as width^+0.5" in str(report)
+
     def test_frozen_tensors_are_listed_in_one_line(self):
         said = str(report_of("lora"))
         assert said.count(": frozen") == 1
