@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mutransfer.errors import ConfigError, nearest
-from mutransfer.planning.fields import Field, Kind, Path, depth_fields, fields_of
-from mutransfer.planning.resize import path_of
+from mutransfer.planning.fields import MOST_STAGES, Field, Kind, Path, depth_fields, fields_of, items_of
+from mutransfer.planning.resize import path_of, value_at
 
 
 def is_depth(path: Path, config: Any) -> bool:
@@ -37,19 +37,32 @@ def twice_as_deep(config: Any) -> dict[Path, Any]:
 
 
 def with_lists(config: Any, counts: Mapping[Path, Any]) -> dict[Path, Any]:
-    """The numbers of layers, and beside each one the lists with an entry per layer: cut, or begun anew."""
+    """The numbers of layers, and beside each one all lists with an entry per layer (their kinds, their widths): cut, or
+    begun anew."""
     values = dict(counts)
-    own = {field.path: field.value for field in fields_of(config)}
-    for field in depth_fields(config):
-        if field.kind is not Kind.LAYER_LIST or not isinstance(field.value, list | tuple):
+    known = {field.path: field for field in fields_of(config)}
+    for path, count in counts.items():
+        own = known[path].value if path in known else None
+        if not isinstance(own, int) or not isinstance(count, int):
             continue
-        beside = [path for path in counts if path[:-1] == field.owner and own.get(path) == len(field.value)]
-        if beside:
-            values[field.path] = _of_length(field.value, counts[beside[0]])
+        beside = {(*path[:-1], name): value for name, value in items_of(value_at(config, path[:-1])).items()}
+        lists = {at: value for at, value in beside.items() if isinstance(value, list | tuple) and len(value) == own}
+        of_layers = any(at in known and known[at].kind is Kind.LAYER_LIST for at in lists)
+        for at, value in lists.items():
+            if _per_layer(known.get(at), value, certain=of_layers or own > MOST_STAGES):
+                values[at] = of_length(value, count)
     return values
 
 
-def _of_length(entries: Sequence[Any], length: int) -> Any:
+def _per_layer(field: Field | None, value: Sequence[Any], *, certain: bool) -> bool:
+    """Whether a list as long as there are layers has an entry for each, rather than one per stage, or indices."""
+    if field is not None and field.kind in (Kind.LAYER_LIST, Kind.LAYER_INDEX, Kind.TOKEN_ID):
+        return field.kind is Kind.LAYER_LIST
+    return certain and all(isinstance(entry, int | float) for entry in value)
+
+
+def of_length(entries: Sequence[Any], length: int) -> Any:
+    """The first entries of a list; where there are fewer, begun anew."""
     repeated = list(entries) * (length // len(entries) + 1)
     return type(entries)(repeated[:length])  # type: ignore[call-arg]
 

@@ -254,10 +254,12 @@ def depth_fields(config: Any) -> list[Field]:
 
 
 def stage_counts(fields: Iterable[Field]) -> set[int]:
-    """Lengths of lists with an entry per stage: a number of layers beside them that equals one counts stages."""
-    kinds = (Kind.WIDTH, Kind.DEPTH, Kind.HEADS)
-    lengths = {len(f.value) for f in fields if f.kind in kinds and isinstance(f.value, list | tuple)}
-    return {length for length in lengths if 1 < length <= MOST_STAGES}
+    """Lengths of lists with an entry per stage: a number of layers beside them that equals one counts stages. A list of
+    widths as long as one with an entry per layer has an entry per layer too."""
+    lists = [field for field in fields if isinstance(field.value, list | tuple)]
+    depths, layers = ({len(f.value) for f in lists if f.kind is kind} for kind in (Kind.DEPTH, Kind.LAYER_LIST))
+    widths = {len(f.value) for f in lists if f.kind in (Kind.WIDTH, Kind.HEADS)}
+    return {length for length in depths | (widths - layers) if 1 < length <= MOST_STAGES}
 
 
 def primary_field(config: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mutransfer.errors import ConfigError, MutransferError, ShapeError
-from mutransfer.planning.depths import twice_as_deep
+from mutransfer.planning.depths import of_length, twice_as_deep
 from mutransfer.planning.fields import Path
 from mutransfer.planning.resize import grown, resized
 from mutransfer.planning.sizes import Shapes, check_structure, shapes_of, without_memory
@@ -142,7 +142,7 @@ def from_config(model: nn.Module, base: Mapping[Path, Any], depth: Mapping[Path,
         ConfigError, ShapeError: no width is among them, or it does not build.
     """
     kind, config = type(model), copy.deepcopy(model.config)
-    at_base = {**base, **(depth or {})}
+    at_base = _shallower(base, depth or {})
 
     def make(changes: Mapping[Path, Any]) -> Build:
         return lambda: kind(copy.deepcopy(resized(config, changes)))
@@ -161,6 +161,12 @@ def from_config(model: nn.Module, base: Mapping[Path, Any], depth: Mapping[Path,
     shapes = sizes(at_base)
     deeper = make({**base, **twice_as_deep(resized(config, at_base))})
     return Rebuilt(make(at_base), make({}), deeper, shapes, probes, _words(at_base))
+
+
+def _shallower(widths: Mapping[Path, Any], depths: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Both; of a list of widths with an entry per layer, as many as there are layers."""
+    both = [path for path in depths if isinstance(widths.get(path), list | tuple)]
+    return {**widths, **depths} | {path: of_length(widths[path], len(depths[path])) for path in both}
 
 
 def _words(changes: Mapping[Path, Any]) -> str:

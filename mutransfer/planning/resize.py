@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -182,11 +183,12 @@ def grown(config: Any, base: Mapping[Path, Any], k: int) -> dict[Path, Any]:
 
 
 def _times(own: Any, base: Any, k: int) -> Any:
-    """Of a list what differs from the base's, or all widths in it where nothing does."""
+    """Of a list what differs from the base's, or all widths in it where nothing does; the base's may be shorter, where
+    it has an entry per layer."""
     if not isinstance(own, list | tuple):
         return own * k
     same = own == base
-    pairs = zip(own, base, strict=True)
+    pairs = zip(own, itertools.cycle(base), strict=False)
     return type(own)(_times(a, b, k) if (a >= SMALLEST_WIDTH if same else a != b) else a for a, b in pairs)
 
 

@@ -1,0 +1,53 @@
+"""Lists with an entry per layer follow the number of layers, whatever they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, SwinConfig
+
+from mutransfer.planning import rebuild
+from mutransfer.planning.depths import depth_values, twice_as_deep, with_lists
+from mutransfer.planning.fields import depth_fields, with_values
+from mutransfer.planning.resize import width_changes
+from mutransfer.planning.shrink import Sizes, shrunk_values
+
+
+def small(**other: Any) -> Gemma3nTextConfig:
+    config = Gemma3nTextConfig(vocab_size=64, vocab_size_per_layer_input=64, pad_token_id=0)
+    changed: Gemma3nTextConfig = with_values(config, shrunk_values(config, Sizes()))
+    return with_values(changed, {(name,): value for name, value in other.items()})  # type: ignore[no-any-return]
+
+
+def lengths(config: Any) -> set[int]:
+    lists = (config.layer_types, config.intermediate_size, config.activation_sparsity_pattern)
+    return {config.num_hidden_layers, *map(len, lists)}
+
+
+def test_layers_with_a_width_each_are_no_stages() -> None:
+    assert len(small().intermediate_size) == small().num_hidden_layers == 2
+    assert "num_hidden_layers" in {field.name for field in depth_fields(small())}
+    assert "num_layers" not in {field.name for field in depth_fields(SwinConfig())}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_lists_of_kinds_and_of_widths_are_as_long_as_there_are_layers(depth: int) -> None:
+    config = small()
+    assert lengths(with_values(config, depth_values(config, depth))) == {depth}
+    assert lengths(with_values(config, twice_as_deep(config))) == {4}
+
+
+def test_a_list_of_indices_is_no_list_of_layers() -> None:
+    config = small(exit_layer_indices=[0, 1])
+    assert ("exit_layer_indices",) not in with_lists(config, {("num_hidden_layers",): 4})
+
+
+def test_a_base_that_is_narrower_and_shallower_has_the_narrower_widths_of_its_layers() -> None:
+    config = with_values(small(), twice_as_deep(small()))
+    config.intermediate_size = [256, 256, 512, 512]
+    model = Gemma3nForCausalLM(config)
+    made = rebuild.from_config(model, width_changes(config, 32), depth_values(config, 2))
+    base = made.base().config
+    assert (base.hidden_size, list(base.intermediate_size)) == (32, [128, 128])
+    assert made.model().config.intermediate_size == [256, 256, 512, 512]
