@@ -69,15 +69,20 @@ def assign_roles(
     growing = {name for name in trace.uses if _growing(dims[name])}
     first, last = entrances(trace, growing), exits(trace, growing)
     biases = attention_biases(trace, growing)
-    assigned = {}
+    assigned: dict[str, Assignment] = {}
+    unproven: list[str] = []
     for name, uses in trace.uses.items():
         forced = name in given
         idle = name in untouched
-        strictly = strict and not idle
-        own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses, strictly)
+        own = _forced(name, dims[name], uses, given[name]) if forced else _proven(name, dims, trace.uses)
+        if own is None:
+            own = _guess(name, dims, trace.uses)
+            unproven += [] if idle else [name]
         if idle and not forced:
             own = replace(own, why="frozen and kept as it is: nothing is done to it")
         assigned[name] = replace(own, outermost=_outermost(own.role, uses, first, last, biases))
+    if unproven and strict:
+        raise RoleError(_unproven(unproven, dims, trace.uses))
     return assigned
 
 
@@ -102,30 +107,38 @@ def _given_roles(names: Mapping[str, object], patterns: Mapping[str, str]) -> di
     return given
 
 
-def _proven(
-    name: str, dims: Mapping[str, tuple[Dim, ...]], uses: Mapping[str, tuple[Use, ...]], strict: bool
-) -> Assignment:
+_Dims = Mapping[str, tuple[Dim, ...]]
+_Uses = Mapping[str, tuple[Use, ...]]
+
+
+def _proven(name: str, dims: _Dims, uses: _Uses) -> Assignment | None:
     own = dims[name]
     growing = _growing(own)
-    found = [_as_embedding(use, growing, dims, uses) for use in uses[name]]
+    found = _found(name, dims, uses)
     if not growing:
         return _assignment(Role.SCALAR, own, _contracted(found), found, "no size of it grows with width")
     contractions = [use for use in found if use.kind == "contraction"]
     roles = {_role_of_contraction(use, growing) for use in contractions}
-    if None in roles or any(dim.grows and dim.size == 1 for dim in own):
-        found = [*found, Use("opaque")]
     looked_up = any(use.kind == "lookup" for use in found)
     opaque = any(use.kind == "opaque" for use in found)
-    if len(growing) == 1 and (looked_up or Role.INPUT in roles) and roles - {Role.INPUT} == {Role.OUTPUT}:
+    enters = looked_up or (Role.INPUT in roles and not opaque)
+    if len(growing) == 1 and enters and roles - {Role.INPUT} == {Role.OUTPUT}:
         return _tied(own, found, growing)
     role = next(iter(roles)) if len(roles) == 1 else None
     if role is not None and not opaque and (role is Role.INPUT or not looked_up):
         return _assignment(role, own, contractions[0].contracted, found, _why(contractions[0], growing))
     if not roles and len(growing) == 1 and found and not opaque:
         return _assignment(_uncontracted(own, found), own, frozenset(), found, _why_uncontracted(looked_up))
-    if not strict:
-        return _guess(own, growing, found)
-    raise RoleError(_unproven(name, own, growing, found))
+    return None
+
+
+def _found(name: str, dims: _Dims, uses: _Uses) -> list[Use]:
+    """The uses of a parameter; an opaque one among them where one of them proves nothing, or is hidden by its size."""
+    growing = _growing(dims[name])
+    found = [_as_embedding(use, growing, dims, uses) for use in uses[name]]
+    mixed = any(use.kind == "contraction" and _role_of_contraction(use, growing) is None for use in found)
+    hidden = any(dim.grows and dim.size == 1 for dim in dims[name])
+    return [*found, Use("opaque")] if growing and (mixed or hidden) else found
 
 
 def _tied(dims: Sequence[Dim], found: Sequence[Use], growing: Dims) -> Assignment:
@@ -143,9 +156,7 @@ def _growing(dims: Sequence[Dim]) -> Dims:
     return frozenset(axis for axis, dim in enumerate(dims) if dim.grows)
 
 
-def _as_embedding(
-    use: Use, growing: Dims, dims: Mapping[str, tuple[Dim, ...]], uses: Mapping[str, tuple[Use, ...]]
-) -> Use:
+def _as_embedding(use: Use, growing: Dims, dims: _Dims, uses: _Uses) -> Use:
     """A parameter that is multiplied by a matrix of another one (learned queries, say) is an activation there, as
     rows of an embedding are; two parameters whose product makes a weight are neither, and proven for nothing. One that
     is of one size at every width (learned boxes) is as good as an input."""
@@ -230,29 +241,36 @@ def _forced(name: str, dims: Sequence[Dim], uses: Sequence[Use], role: Role) -> 
     return replace(_assignment(role, dims, contracted, uses, GIVEN), readouts=tuple(readouts))
 
 
-def _guess(dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> Assignment:
+def _guess(name: str, dims: _Dims, uses: _Uses) -> Assignment:
     """What sizes alone suggest, for strict=False: torch's layout, (out, in, ...)."""
-    if len(growing) == 1:
-        return _assignment(_uncontracted(dims, uses), dims, frozenset(), uses, "UNPROVEN, guessed from its sizes")
-    contracted = frozenset(range(1, len(dims)))
-    return _assignment(Role.HIDDEN, dims, contracted, uses, "UNPROVEN, guessed from its sizes")
+    own, found = dims[name], _found(name, dims, uses)
+    if len(_growing(own)) == 1:
+        return _assignment(_uncontracted(own, found), own, frozenset(), found, "UNPROVEN, guessed from its sizes")
+    contracted = frozenset(range(1, len(own)))
+    return _assignment(Role.HIDDEN, own, contracted, found, "UNPROVEN, guessed from its sizes")
 
 
-def _unproven(name: str, dims: Sequence[Dim], growing: Dims, uses: Sequence[Use]) -> str:
-    if any(dim.grows and dim.size == 1 for dim in dims):
+def _unproven(names: Sequence[str], dims: _Dims, uses: _Uses) -> str:
+    """Of the first; the others are named."""
+    name, *others = names
+    own, found = dims[name], _found(name, dims, uses)
+    if any(dim.grows and dim.size == 1 for dim in own):
         return (
             f"{name!r} has a growing dimension of size 1 at this width, which hides what the forward pass does with "
             "it. Plan a wider model, or one with more heads or channels."
         )
-    shape = "x".join(str(dim.size) for dim in dims)
+    shape = "x".join(str(dim.size) for dim in own)
+    growing = _growing(own)
     axes = ", ".join(map(str, sorted(growing)))
-    matrix = sum(dim.size > 1 for dim in dims) > 1
-    summed = any(use.kind == "opaque" for use in uses)
+    matrix = sum(dim.size > 1 for dim in own) > 1
+    summed = any(use.kind == "opaque" for use in found)
     suggestion = "hidden" if len(growing) > 1 else "input' or 'output" if matrix else "vector"
     if suggestion == "vector" and summed:
         suggestion = "vector' or 'output"
+    shown = f"{', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''}"
+    more = f" The same holds for {len(others)} more: {shown}." if others else ""
     return (
         f"The role of {name!r} ({shape}, dimensions {axes} grow with width) cannot be proven: it is "
-        f"{_in_words(uses)}. Say what it is with roles={{{name!r}: '{suggestion}'}} "
-        f"(one of {', '.join(r.value for r in Role)}), or give example_inputs= that reach it."
+        f"{_in_words(found)}. Say what it is with roles={{{name!r}: '{suggestion}'}} "
+        f"(one of {', '.join(r.value for r in Role)}), or give example_inputs= that reach it.{more}"
     )

@@ -159,9 +159,11 @@ def test_a_pooler_and_a_mask_token_that_the_inputs_do_not_reach_are_taken_from_t
     assert any("pooler.weight" in note and "not reached" in note for note in plan.notes)
 
 
-def test_a_loose_matrix_that_the_inputs_do_not_reach_is_refused() -> None:
-    with pytest.raises(RoleError, match="never used"):
+def test_loose_matrices_that_the_inputs_do_not_reach_are_refused_in_one_sentence() -> None:
+    with pytest.raises(RoleError, match=r"'w' .* never used .* reach it[.]$"):
         roles(lambda m, h: h, lambda w: {"w": (w, w)})
+    with pytest.raises(RoleError, match=r"'w' .* never used .* reach it[.] The same holds for 2 more: 'u', 'v'[.]$"):
+        roles(lambda m, h: h, lambda w: {"w": (w, w), "u": (w, 3), "v": (w, w)})
 
 
 def test_a_forward_pass_that_asks_for_values_is_run_for_real() -> None:
