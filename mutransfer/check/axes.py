@@ -102,10 +102,13 @@ class WidthAxis:
         return Claim(role, None if self.kept else (init, highest), self.law.change[role])
 
     def _role(self, small: Use, large: Use) -> Role:
-        """From what grows between the two widths; the user's word wins."""
+        """From what grows between the two widths; the user's word wins. A vector of fixed length that multiplies the
+        rows of a matrix, as AdaLoRA's E, grows only as it is broadcast."""
         for pattern, role in self.roles.items():
             if fnmatchcase(small.parameter, pattern):
                 return Role(role)
+        if large.entries == small.entries:
+            return Role.SCALAR
         if large.fan_in > small.fan_in:
             return Role.HIDDEN if large.fan_out > small.fan_out else Role.OUTPUT
         if large.fan_out > small.fan_out:

@@ -35,9 +35,10 @@ class Use:
         op, module: what used it, and where.
         lookup: whether rows are gathered, here or on the way from the parameter.
         fan_in: number of its entries that are summed into one of the result; 1 where nothing is contracted.
-        fan_out: number of its entries over fan_in.
+        fan_out: number of its entries over fan_in, as it is used: one that is broadcast has more than its own.
         positions: for a contraction, to how many vectors it is applied.
         size: RMS of the contribution as it enters what follows.
+        entries: its own number.
         summed: number of its entries that were put together in one before anything met them; 1 for the weight itself.
     """
 
@@ -50,7 +51,8 @@ class Use:
     fan_out: int
     positions: int
     size: float
-    summed: int = 1
+    entries: int
+    summed: int
 
     @property
     def key(self) -> Key:
@@ -125,6 +127,7 @@ class ShadowMode(TorchDispatchMode):
         self._counts: dict[str, int] = {}
         self._initial, self._module = initial, module
         self._made = {storage(t): _Made.of(t, {name: s}) for name, (t, s) in shadows.items()}
+        self._entries = {name: t.numel() for name, (t, _) in shadows.items()}
         self._constants = {storage(t) for t in constants}
         self.paused = False
         self._alive: list[Tensor] = []  # memory is told apart by address: none may be freed
@@ -162,9 +165,8 @@ class ShadowMode(TorchDispatchMode):
         positions = own.numel() // fan_out if contracted > 1 else 0
         made = self._made[storage(tensor)]
         lookup, summed = call.name in LOOKUPS or made.lookup, made.summed.get(parameter, 1)
-        return Use(
-            parameter, index, call.name, self._module(), lookup, contracted, fan_out, positions, rms(own), summed
-        )
+        sizes = contracted, fan_out, positions, rms(own), self._entries[parameter], summed
+        return Use(parameter, index, call.name, self._module(), lookup, *sizes)
 
     def _place(
         self,
