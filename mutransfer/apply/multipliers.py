@@ -19,16 +19,16 @@ PLAIN_SCALES = "_mutransfer_scales"
 
 
 class Scaled:
-    """Mixin: `parameter_multipliers` scale parameters where they are read, `weight_multiplier` the layer's weight,
-    `output_multiplier` all that a layer of no known kind returns."""
+    """Mixin: `_mutransfer_parameters` scale parameters where they are read, `_mutransfer_weight` the layer's weight,
+    `_mutransfer_output` all that a layer of no known kind returns."""
 
-    parameter_multipliers: dict[str, float]
-    weight_multiplier: float
-    output_multiplier: float
+    _mutransfer_parameters: dict[str, float]
+    _mutransfer_weight: float
+    _mutransfer_output: float
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
-        factor = self.__dict__["parameter_multipliers"].get(name)
+        factor = self.__dict__["_mutransfer_parameters"].get(name)
         return value if factor is None else value * factor
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -38,7 +38,7 @@ class Scaled:
 class ScaledOutput(Scaled):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = type(self).plain.forward(self, *args, **kwargs)
-        return out if self.output_multiplier == 1.0 else out * self.output_multiplier
+        return out if self._mutransfer_output == 1.0 else out * self._mutransfer_output
 
 
 class ScaledLinear(Scaled):
@@ -46,21 +46,21 @@ class ScaledLinear(Scaled):
 
     def forward(self: Any, input: Tensor) -> Tensor:
         if self.in_features <= self.out_features:
-            scaled: Tensor = functional.linear(input * self.weight_multiplier, self.weight, self.bias)
+            scaled: Tensor = functional.linear(input * self._mutransfer_weight, self.weight, self.bias)
             return scaled
-        out: Tensor = functional.linear(input, self.weight) * self.weight_multiplier
+        out: Tensor = functional.linear(input, self.weight) * self._mutransfer_weight
         return out if self.bias is None else out + self.bias
 
 
 class ScaledEmbedding(Scaled):
     def forward(self: Any, input: Tensor) -> Tensor:
-        rows: Tensor = nn.Embedding.forward(self, input) * self.weight_multiplier
+        rows: Tensor = nn.Embedding.forward(self, input) * self._mutransfer_weight
         return rows
 
 
 class ScaledConv(Scaled):
     def forward(self: Any, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input * self.weight_multiplier, self.weight, self.bias)
+        out: Tensor = self._conv_forward(input * self._mutransfer_weight, self.weight, self.bias)
         return out
 
 
@@ -98,13 +98,13 @@ def apply_swaps(model: nn.Module, swaps: Iterable[SwapPlan]) -> None:
         module = model.get_submodule(swap.module)
         if not isinstance(module, Scaled):
             module.__class__ = scaled_class(type(module))
-            module.__dict__.update(parameter_multipliers={}, weight_multiplier=1.0, output_multiplier=1.0)
+            module.__dict__.update(_mutransfer_parameters={}, _mutransfer_weight=1.0, _mutransfer_output=1.0)
         if swap.side == "module":
-            module.__dict__["weight_multiplier"] = swap.multiplier
+            module.__dict__["_mutransfer_weight"] = swap.multiplier
         elif swap.side == "output":
-            module.__dict__["output_multiplier"] = swap.multiplier
+            module.__dict__["_mutransfer_output"] = swap.multiplier
         else:
-            module.__dict__["parameter_multipliers"][swap.parameter] = swap.multiplier
+            module.__dict__["_mutransfer_parameters"][swap.parameter] = swap.multiplier
 
 
 def apply_attention(model: nn.Module, attention: Iterable[AttentionPlan]) -> None:

@@ -106,19 +106,19 @@ def _factors(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, float]]]:
 def _factor(module: nn.Module, local: str) -> float:
     if not isinstance(module, Scaled):
         return 1.0
-    return module.parameter_multipliers.get(local, 1.0) * (module.weight_multiplier if local == "weight" else 1.0)
+    return module._mutransfer_parameters.get(local, 1.0) * (module._mutransfer_weight if local == "weight" else 1.0)
 
 
 def _make_plain(name: str, module: Any) -> None:
     """The module's own class again; what multiplied all that it returns is put into its gain."""
-    if isinstance(module, nn.Embedding) and module.max_norm is not None and module.weight_multiplier != 1.0:
+    if isinstance(module, nn.Embedding) and module.max_norm is not None and module._mutransfer_weight != 1.0:
         raise RoleError(
             f"{name!r} is multiplied and keeps its rows below max_norm, which plain weights cannot do: build it with "
             f"max_norm=None, {_PROGRAM}."
         )
-    output = module.output_multiplier
+    output = module._mutransfer_output
     module.__class__ = type(module).plain
-    for attribute in ("parameter_multipliers", "weight_multiplier", "output_multiplier"):
+    for attribute in ("_mutransfer_parameters", "_mutransfer_weight", "_mutransfer_output"):
         del module.__dict__[attribute]
     if output != 1.0:
         _fold_output(name, module, output)

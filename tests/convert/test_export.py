@@ -129,7 +129,7 @@ def test_a_gain_that_enters_as_one_plus_w_carries_its_branch(tmp_path):
     )  # fmt: skip
     model = Gemma2ForCausalLM(config)
     mt.parameterize(model, "completep", base=16, base_depth=2, form="explicit")
-    assert any(vars(m).get("output_multiplier", 1.0) != 1.0 for m in model.modules()), "or this test says nothing"
+    assert any(vars(m).get("_mutransfer_output", 1.0) != 1.0 for m in model.modules()), "or this test says nothing"
     plain = mt.export(model.eval())
     assert is_plain(plain)
     plain.save_pretrained(tmp_path)
