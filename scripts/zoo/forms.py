@@ -56,7 +56,16 @@ def _losses(model: nn.Module, plan: Any, inputs: Any) -> list[float]:
 
 
 class _Float64(TorchDispatchMode):
-    """Whatever precision the forward pass asks for, it gets float64."""
+    """Whatever precision the forward pass asks for, it gets float64; where it asks for none, too."""
+
+    def __enter__(self) -> Any:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self._before)
+        super().__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -116,6 +116,7 @@ class Halved(nn.Module):
         if self.training:
             raise ValueError("too short a sequence")
         inside = nn.functional.linear(self.embed(x).float().tanh(), self.readout.weight.float())
+        inside = torch.max(inside, torch.full((), torch.finfo(x.dtype).min))
         return inside.to(x.dtype) + self.readout.bias
 
 
