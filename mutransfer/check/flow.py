@@ -31,6 +31,7 @@ class Flow:
         is_part: of a larger one (q of a fused qkv): a number that multiplies it does not multiply the contributions.
         gain: product of the numbers it was multiplied by since it was made.
         contracted: for a product of two activations, the size that was summed over (else 0).
+        unit: the vectors of both had length 1 before numbers multiplied them.
         sources: for such a product, the uses that its two factors came from.
         ancestors: bit set of the activations it was made from.
     """
@@ -40,6 +41,7 @@ class Flow:
     is_part: bool = False
     gain: float = 1.0
     contracted: int = 0
+    unit: bool = False
     sources: tuple[int, ...] = ()
     ancestors: int = 0
 
@@ -56,11 +58,13 @@ class SoftmaxScale:
         head_dim: the size that q and k are contracted over.
         value: product of all numbers on the way from q and k to the softmax.
         sources: numbers of the parameter uses that made q and k.
+        unit: q and k are vectors of length 1, so their product does not grow with head_dim.
     """
 
     head_dim: int
     value: float
     sources: tuple[int, ...]
+    unit: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ class Flows:
         self._settle(flows, scaled=not (is_product or call.name.startswith(_SDPA)))
         if is_product:
             gain = flows[0].gain * flows[1].gain * float(call.arguments.get("alpha", 1))
-            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]), sources=_sources(*flows))
+            unit = _is_unit(activations[0], -1, flows[0]) and _is_unit(activations[1], -2, flows[1])
+            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]), unit=unit, sources=_sources(*flows))
         return Flow(tuple(uses))
 
     def _settle(self, flows: list[Flow], *, scaled: bool = True) -> None:
@@ -191,10 +196,11 @@ class Flows:
             logits = torch.matmul(q, _expanded(k, q).mT).float() * scale
             both = self.of(q), self.of(k)
             value = scale * both[0].gain * both[1].gain
-            self._note(module, SoftmaxScale(int(q.shape[-1]), value, _sources(*both)), logits)
+            unit = _is_unit(q, -1, both[0]) and _is_unit(k, -1, both[1])
+            self._note(module, SoftmaxScale(int(q.shape[-1]), value, _sources(*both), unit), logits)
         elif "softmax" in call.name and "log" not in call.name and flows and flows[0].contracted:
             logits = call.arguments["self"].float()
-            found = SoftmaxScale(flows[0].contracted, flows[0].gain, flows[0].sources)
+            found = SoftmaxScale(flows[0].contracted, flows[0].gain, flows[0].sources, flows[0].unit)
             self._note(module, found, logits.where(logits > _MASKED, 0))
 
     def _note(self, module: str, scale: SoftmaxScale, logits: Tensor) -> None:
@@ -216,6 +222,11 @@ class Flows:
 def _added(one: Tensor, other: Tensor, out: Tensor) -> float:
     """RMS of an operand before the sum, which may have been written into it."""
     return rms(out - other if storage(one) == storage(out) else one)
+
+
+def _is_unit(tensor: Tensor, dim: int, flow: Flow) -> bool:
+    lengths = torch.linalg.vector_norm(tensor.float(), dim=dim)
+    return torch.allclose(lengths, torch.full_like(lengths, flow.gain), rtol=1e-3)
 
 
 def _sources(*factors: Flow) -> tuple[int, ...]:

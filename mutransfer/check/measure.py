@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 
 from mutransfer.check.flow import SoftmaxScale, Sum, rms
 from mutransfer.check.shadow import ShadowMode, Use
+from mutransfer.planning.carriers import scaled
+from mutransfer.planning.data import Rows
 from mutransfer.planning.trace import unfused
 
 Forward = Callable[[nn.Module], Any]
+InRows = Mapping[str, Sequence[tuple[Rows, float]]]
+"""Parameter -> rows of it, and what they are multiplied by."""
 
 
 What = Literal["parameter", "module", "logits", "stream"]
@@ -45,7 +50,12 @@ class Snapshot:
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, forward: Forward, before: Mapping[str, Tensor] | None = None, initial: Snapshot | None = None
+    model: nn.Module,
+    forward: Forward,
+    before: Mapping[str, Tensor] | None = None,
+    initial: Snapshot | None = None,
+    *,
+    in_rows: InRows = MappingProxyType({}),
 ) -> Snapshot:
     """Runs `forward(model)` once and measures it; parameters, buffers and the random state stay as they are.
 
@@ -54,10 +64,15 @@ def measure(
         forward: anything that calls the model on the batch.
         before: parameter name -> W_0; None at init, where the whole W_0 is the contribution.
         initial: the snapshot at init, for the change of activations.
+        in_rows: parameter -> its rows that the forward pass multiplies for a softmax scale, and by what: that is no
+            part of the parameter's own contribution.
     """
     path: list[str] = []
     outputs: dict[Site, Tensor] = {}
     shadows = {n: (p, p.detach() if before is None else p.detach() - before[n]) for n, p in model.named_parameters()}
+    for name, parts in in_rows.items():
+        for rows, factor in parts:
+            shadows[name] = shadows[name][0], scaled(shadows[name][1], rows, 1 / factor)
     mode = ShadowMode(shadows, model.buffers(), initial=before is None, module=lambda: path[-1] if path else "")
     with _buffers_kept(model), unfused(), torch.random.fork_rng(), _watched(model, path, outputs, mode), mode:
         forward(model)

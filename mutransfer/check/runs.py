@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from mutransfer.check.batches import Loss, described
 from mutransfer.check.flow import rms
-from mutransfer.check.measure import Snapshot, measure
+from mutransfer.check.measure import InRows, Snapshot, measure
 from mutransfer.errors import ConfigError
 from mutransfer.train.precision import Precision, find_precision
 
@@ -42,12 +42,14 @@ class Subject:
         name: of the parameterization.
         make: size -> the model and its optimizer.
         carried: size -> (parameter -> the factor that it carries for another tensor, where that is not 1).
+        in_rows: size -> (parameter -> the factor that some of its rows have in the forward pass for a softmax scale).
         settings: sizes -> what the optimizer would be given at each, with weight decay.
     """
 
     name: str
     make: Callable[[int], tuple[nn.Module, Optimizer]]
     carried: Callable[[int], Mapping[str, float]]
+    in_rows: Callable[[int], InRows]
     settings: Callable[[Iterable[int]], Mapping[int, Mapping[str, Settings]]]
 
 
@@ -77,7 +79,7 @@ class Run:
         without_gradient: parameters whose gradient is zero by symmetry.
         frozen: parameters that are not trained.
         trained: the others, those whose gradient is not zero.
-        carried: see `Subject`.
+        carried, in_rows: see `Subject`.
         batch: the shapes that it trained on.
         model: the name of its class.
     """
@@ -88,6 +90,7 @@ class Run:
     frozen: frozenset[str]
     trained: frozenset[str]
     carried: Mapping[str, float]
+    in_rows: InRows
     batch: str
     model: str
 
@@ -108,26 +111,28 @@ def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
     """
     with torch.random.fork_rng(), torch.enable_grad():
         model, optimizer, batch = _fresh(subject, size, seed, training)
+        rows = subject.in_rows(size)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        init = measure(model, lambda m: training.loss(m, batch))
+        init = measure(model, lambda m: training.loss(m, batch), in_rows=rows)
         later, gradients = [], dict.fromkeys(start, 0.0)
         for step in range(1, training.steps + 1):
             for name, ratio in _step(model, optimizer, batch, training, step).items():
                 gradients[name] = max(gradients[name], ratio)
             if step >= min(FIRST_STEP, training.steps):
-                later.append(measure(model, lambda m: training.loss(m, batch), start, init))
+                later.append(measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows))
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
-        return Run(init, later, still, frozen, trained, subject.carried(size), described(batch), type(model).__name__)
+        factors = subject.carried(size), rows
+        return Run(init, later, still, frozen, trained, *factors, described(batch), type(model).__name__)
 
 
 def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snapshot:
     """The first forward pass of a run."""
     with torch.random.fork_rng():
         model, _, batch = _fresh(subject, size, seed, training)
-        return measure(model, lambda m: training.loss(m, batch))
+        return measure(model, lambda m: training.loss(m, batch), in_rows=subject.in_rows(size))
 
 
 def _fresh(subject: Subject, size: int, seed: int, training: Training) -> tuple[nn.Module, Optimizer, Any]:

@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from mutransfer.check.axes import AxisName
 from mutransfer.check.builds import Build
+from mutransfer.check.measure import InRows
 from mutransfer.check.runs import Settings, Subject
 from mutransfer.convert import Plan
 from mutransfer.errors import ConfigError
+from mutransfer.planning.data import Rows
 from mutransfer.rules.optimizers import find_optimizer
 
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
@@ -53,11 +55,20 @@ def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float
     def carried(size: int) -> Mapping[str, float]:
         return {line.name: line.carried for line in plan_of(size) if line.carried != 1.0}
 
+    def in_rows(size: int) -> InRows:
+        plan = plan_of(size)
+        found: dict[str, dict[tuple[Rows, float], None]] = {}
+        for swap in plan.swaps:
+            if swap.rows is not None:
+                name = plan[f"{swap.module}.{swap.parameter}".removeprefix(".")].name
+                found.setdefault(name, {})[swap.rows, swap.multiplier] = None
+        return {name: tuple(parts) for name, parts in found.items()}
+
     def settings(sizes: Iterable[int]) -> Mapping[int, Mapping[str, Settings]]:
         with torch.random.fork_rng():
             return {size: _planned_settings(plan_of(size), build(size), lr) for size in sizes}
 
-    return Subject(name, make, carried, settings)
+    return Subject(name, make, carried, in_rows, settings)
 
 
 def _planned_settings(plan: Plan, model: nn.Module, lr: float) -> Mapping[str, Settings]:
@@ -91,7 +102,7 @@ def handwritten(name: str, build: Build, make_optimizer: MakeOptimizer) -> Subje
         one_eps = len({s.eps for settings in found.values() for s in settings.values()}) == 1
         return {size: _without_eps(settings) if one_eps else settings for size, settings in found.items()}
 
-    return Subject(name, make, lambda size: {}, settings)
+    return Subject(name, make, lambda size: {}, lambda size: {}, settings)
 
 
 def _without_eps(found: Mapping[str, Settings]) -> Mapping[str, Settings]:

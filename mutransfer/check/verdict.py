@@ -168,15 +168,17 @@ def read_softmax(runs: Runs, attention: Scale) -> list[Softmax]:
         if before is None or before.head_dim == scale.head_dim:
             continue
         ratio = scale.value * _carried(large, scale) / (before.value * _carried(small, before))
-        expected = attention.at(m_head=scale.head_dim / before.head_dim)
+        expected = attention.at(m_head=1.0 if scale.unit else scale.head_dim / before.head_dim)
         readings.append(Softmax(site, (before.head_dim, scale.head_dim), ratio, expected))
     return readings
 
 
 def _carried(run: Run, scale: SoftmaxScale) -> float:
-    """The part of the softmax scale that q's projection carries, where no attribute could be set."""
-    parameters = [run.init.uses[number].parameter for number in scale.sources]
-    return math.prod(run.carried.get(name, 1.0) for name in parameters)
+    """The part of the softmax scale that q's projection (or k's) carries, where no attribute could be set; a fused one
+    makes both, and carries it once."""
+    parameters = dict.fromkeys(run.init.uses[number].parameter for number in scale.sources)
+    in_rows = (factor for name in parameters for _, factor in run.in_rows.get(name, ()))
+    return math.prod(run.carried.get(name, 1.0) for name in parameters) * math.prod(in_rows)
 
 
 def implied(table: Parameterization, optimizer: Optimizer) -> dict[str, dict[str, float]]:

@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mutransfer.apply.multipliers import PLAIN_SCALES, Scaled
+from mutransfer.apply.multipliers import PLAIN_SCALES, Scaled, make_plain
 from mutransfer.convert.parameterize import MARK
 from mutransfer.convert.wrapped import refuse_wrapped
 from mutransfer.errors import ConfigError, MutransferError, RoleError
+from mutransfer.planning.attention import carry
 from mutransfer.planning.calls import tensors_in
+from mutransfer.planning.carriers import record, scaled
+from mutransfer.planning.data import Rows
 from mutransfer.planning.inputs import Inputs, find_inputs
-from mutransfer.planning.ops import Trace
-from mutransfer.planning.sites import AttentionSite, attention_sites
+from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.trace import evaluating, trace
 
 _PROGRAM = "or keep the multiplier and write a program with torch.export.export(model, inputs)"
+
+_Factor = tuple[float, tuple[tuple[Rows, float], ...]]
+"""What a module multiplies a parameter by: all of it, and some of its rows."""
 
 _WHOLE = "Load a full state dict into a whole model on which plan.apply was called, and export that."
 
@@ -82,20 +87,23 @@ def _fold_multipliers(model: nn.Module) -> None:
     """Every parameter times what each of its owners multiplies it by, which must be one number."""
     for name, (tensor, factors) in _factors(model).items():
         if len(set(factors.values())) > 1:
-            uses = " and ".join(f"{factor:.4g} in {owner!r}" for owner, factor in factors.items())
+            uses = " and ".join(f"{factor:.4g} in {owner!r}" for owner, (factor, _) in factors.items())
             raise RoleError(
                 f"{name!r} is one tensor that is multiplied by {uses}, which no plain tensor can stand for. Untie it "
                 f"before it is parameterized, use form='auto', which folds where it can, {_PROGRAM}."
             )
-        tensor.mul_(next(iter(factors.values())))
+        factor, parts = next(iter(factors.values()))
+        tensor.mul_(factor)
+        for rows, factor in parts:
+            tensor.copy_(scaled(tensor, rows, factor))
     for name, module in model.named_modules():
         if isinstance(module, Scaled):
             _make_plain(name, module)
 
 
-def _factors(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, float]]]:
+def _factors(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, _Factor]]]:
     """First name of each parameter -> the tensor, and what each module that owns it multiplies it by."""
-    found: dict[int, tuple[str, Tensor, dict[str, float]]] = {}
+    found: dict[int, tuple[str, Tensor, dict[str, _Factor]]] = {}
     for path, module in model.named_modules():
         for local, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{path}.{local}" if path else local
@@ -103,10 +111,11 @@ def _factors(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, float]]]:
     return {name: (tensor, factors) for name, tensor, factors in found.values()}
 
 
-def _factor(module: nn.Module, local: str) -> float:
+def _factor(module: nn.Module, local: str) -> _Factor:
     if not isinstance(module, Scaled):
-        return 1.0
-    return module._mutransfer_parameters.get(local, 1.0) * (module._mutransfer_weight if local == "weight" else 1.0)
+        return 1.0, ()
+    own = module._mutransfer_weight if local == "weight" else 1.0
+    return module._mutransfer_parameters.get(local, 1.0) * own, module._mutransfer_rows.get(local, ())
 
 
 def _make_plain(name: str, module: Any) -> None:
@@ -117,9 +126,7 @@ def _make_plain(name: str, module: Any) -> None:
             f"max_norm=None, {_PROGRAM}."
         )
     output = module._mutransfer_output
-    module.__class__ = type(module).plain
-    for attribute in ("_mutransfer_parameters", "_mutransfer_weight", "_mutransfer_output"):
-        del module.__dict__[attribute]
+    make_plain(module)
     if output != 1.0:
         _fold_output(name, module, output)
 
@@ -140,31 +147,25 @@ def _fold_output(name: str, module: nn.Module, factor: float) -> None:
 
 def _fold_scales(model: nn.Module, inputs: Inputs) -> None:
     """Softmax scales go back to what the class computes; the queries carry what they were multiplied by."""
-    scaled = [model.get_submodule(name) for name in _rescaled(model)]
-    if not scaled:
+    scaled_modules = [model.get_submodule(name) for name in _rescaled(model)]
+    if not scaled_modules:
         return
     before = attention_sites(trace(model, inputs))
-    for module in scaled:
+    for module in scaled_modules:
         module.__dict__.update(module.__dict__.pop(PLAIN_SCALES))
-    traced = trace(model, inputs)
-    named = dict(model.named_parameters())
-    for old, site in zip(before, attention_sites(traced), strict=True):
-        factor = old.scale / site.scale
-        if not math.isclose(factor, 1.0, rel_tol=1e-9):
-            for parameter in _queries(site, traced, factor):
-                named[parameter].mul_(factor)
-
-
-def _queries(site: AttentionSite, traced: Trace, factor: float) -> tuple[str, ...]:
-    """The parameters that set the size of the queries and of nothing else."""
-    apart = bool(site.keys) and not set(site.queries) & set(site.keys)
-    if not site.queries or not apart or any(len(traced.uses[name]) != 1 for name in site.queries):
+    graph = record(model, inputs)
+    sites = attention_sites(graph.trace)
+    factors = {i: old.scale / site.scale for i, (old, site) in enumerate(zip(before, sites, strict=True))}
+    factors = {i: factor for i, factor in factors.items() if not math.isclose(factor, 1.0, rel_tol=1e-9)}
+    carried, reasons = carry(graph, factors)
+    for i, reason in reasons.items():
         raise RoleError(
-            f"The softmax scale of {site.module!r} was multiplied by {factor:.4g}, its class computes its own, and no "
-            "parameter makes its queries alone that could carry the factor. Convert with scale='heads', which keeps "
-            f"head_dim, {_PROGRAM}."
+            f"The softmax scale of {sites[i].module!r} was multiplied by {factors[i]:.4g}, its class computes its own, "
+            f"and {reason}. Convert with a head_dim that does not grow, {_PROGRAM}."
         )
-    return site.queries
+    named = dict(model.named_parameters())
+    for one in carried:
+        named[one.parameter].copy_(scaled(named[one.parameter], one.rows, one.factor))
 
 
 @torch.no_grad()

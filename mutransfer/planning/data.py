@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,21 +92,66 @@ class ParamPlan:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some entries along one dimension of a tensor, in a pattern that repeats: the queries of every head, say.
+
+    Attributes:
+        axis: the dimension.
+        sizes: how many entries lie together, in one period of the pattern.
+        own: which of those are meant.
+    """
+
+    axis: int
+    sizes: tuple[int, ...]
+    own: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, axis: int, own: Sequence[bool]) -> Self:
+        """Those for which `own` is true, one for each entry along the dimension."""
+        size = len(own)
+        divisors = (period for period in range(1, size + 1) if size % period == 0)
+        period = next(p for p in divisors if list(own[:p]) * (size // p) == list(own))
+        runs = [(meant, len(list(run))) for meant, run in itertools.groupby(own[:period])]
+        return cls(axis, tuple(length for _, length in runs), tuple(bool(meant) for meant, _ in runs))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(int(data["axis"]), tuple(map(int, data["sizes"])), tuple(map(bool, data["own"])))
+
+    @property
+    def period(self) -> int:
+        return sum(self.sizes)
+
+    def __str__(self) -> str:
+        ends = list(itertools.accumulate(self.sizes))
+        runs = zip(self.own, self.sizes, ends, strict=True)
+        words = ", ".join(f"{end - size}:{end}" for own, size, end in runs if own)
+        return f"{words} of every {self.period} along dimension {self.axis}"
+
+
+@dataclass(frozen=True)
 class SwapPlan:
     """A multiplier in the forward pass: which module is given another class.
 
     Attributes:
         module: its path in the model.
         parameter: the local name of the parameter that the multiplier belongs to.
-        multiplier: on that parameter's contribution.
-        side: "module" (the layer's input or output is scaled), "parameter" (the parameter is, where it is read), or
-            "output" (all that the module returns is).
+        multiplier: on that parameter's contribution, or for an attention's softmax scale.
+        side: "module" (the layer's input or output is scaled), "parameter" (the parameter is, where it is read),
+            "rows" (some of the parameter's rows are, where it is read), or "output" (all that the module returns is).
+        rows: which those are.
     """
 
     module: str
     parameter: str
     multiplier: float
-    side: Literal["module", "parameter", "output"]
+    side: Literal["module", "parameter", "rows", "output"]
+    rows: Rows | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        rows = data.get("rows")
+        return cls(**{**data, "rows": None if rows is None else Rows.from_json(rows)})
 
 
 @dataclass(frozen=True)
@@ -213,7 +259,7 @@ class PlanData:
         try:
             values["params"] = tuple(ParamPlan.from_json(p) for p in values["params"])
             _refuse_senseless(values["params"])
-            values["swaps"] = tuple(SwapPlan(**s) for s in values["swaps"])
+            values["swaps"] = tuple(SwapPlan.from_json(s) for s in values["swaps"])
             values["attention"] = tuple(AttentionPlan(**a) for a in values["attention"])
             values["base_forward"] = Forward.from_json(values["base_forward"])
             values["notes"] = tuple(values["notes"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from mutransfer.errors import RoleError
+from mutransfer.planning.attention import Carried
 from mutransfer.planning.data import SwapPlan
 from mutransfer.planning.forward import Correction
 from mutransfer.planning.graph import NormFold, norm_in_front
@@ -69,26 +70,27 @@ def place_multipliers(
     roles: Mapping[str, Assignment],
     laws: Mapping[str, Law],
     options: Options,
-    query_folds: Mapping[str, float],
+    carried: Sequence[Carried],
     corrections: Sequence[Correction] = (),
     branches: Branches = Branches(),
 ) -> Placement:
     """Places every multiplier that is not 1.
 
     Args:
-        query_folds: parameter -> factor that it carries for an attention's softmax scale.
+        carried: what parameters carry for an attention's softmax scale.
         corrections: what parameters carry to make up for constants of the forward pass that depend on width.
         branches: multipliers of the residual branches.
 
     Raises:
-        RoleError: a multiplier that can go nowhere, or a tied model under a table that has no ties.
+        RoleError: a multiplier that can go nowhere, or not into init and lr alone as form="folded" asks for, or a tied
+            model under a table that has no ties.
     """
     _refuse_without_target(options, roles)
     placer = _Placer(model, trace, options, branches)
     for correction in corrections:
         placer.place_correction(correction, roles)
-    for name, factor in query_folds.items():
-        placer.result.carry(name, factor, f"carries the softmax scale's factor {factor:.4g}")
+    for one in carried:
+        placer.place_carried(one)
     for name, role in roles.items():
         constant = name in laws and not laws[name].centred
         placer.place_own(name, role, constant=constant)
@@ -121,6 +123,22 @@ class _Placer:
             self.result.fold(name, correction.factor, correction.why)
             if roles[name].readouts:
                 self.given_back[name] = back / correction.factor
+
+    def place_carried(self, one: Carried) -> None:
+        """A whole tensor's factor is folded; of rows that share a tensor with others no group has their lr."""
+        if one.rows is None:
+            self.result.carry(one.parameter, one.factor, f"carries the softmax scale's factor {one.factor:.4g}")
+            return
+        if self.options.form == "folded":
+            raise RoleError(
+                f"The softmax scale's factor {one.factor:.4g} on a part of {one.parameter!r} ({one.rows}) cannot be "
+                "folded, since one tensor has one lr. Use form='auto'."
+            )
+        owners = (alias.rpartition(".") for alias in self.names[one.parameter])
+        self.result.swaps += [SwapPlan(module, local, one.factor, "rows", one.rows) for module, _, local in owners]
+        self.result.explain(
+            one.parameter, f"{one.rows} are multiplied by {one.factor:.4g} in the forward pass, for the softmax scale"
+        )
 
     def place_own(self, name: str, role: Assignment, *, constant: bool) -> None:
         """A parameter's own multiplier and its branch's; a tied tensor's as embedding cannot be folded, for it is a

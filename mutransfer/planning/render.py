@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mutransfer.planning.data import ParamPlan, PlanData
+    from mutransfer.planning.data import ParamPlan, PlanData, SwapPlan
 
 COLUMNS = ("parameter", "role", "shape", "fan_in", "m_in", "m_out", "init std", "mult", "lr", "eps", "decay", "clip")
 COMPARED = ("role", "init_std", "init_factor", "multiplier", "lr", "eps", "weight_decay", "clip", "frozen")
@@ -147,8 +147,13 @@ def _title(plan: PlanData) -> str:
     )
 
 
+def _swapped(swap: SwapPlan) -> str:
+    rows = f" ({swap.rows})" if swap.rows else ""
+    return f"{swap.module or '(model)'}.{swap.parameter}{rows}"
+
+
 def _below(plan: PlanData) -> list[str]:
-    lines = [f"  forward: {s.module or '(model)'}.{s.parameter} x {_number(s.multiplier)}" for s in plan.swaps]
+    lines = [f"  forward: {_swapped(s)} x {_number(s.multiplier)}" for s in plan.swaps]
     lines += [f"  attention: {a.module}.{a.attribute} = {_number(a.value)}; {a.why}" for a in plan.attention]
     lines += [f"  {name} = {_number(value)}" for name, value in plan.hyperparameters.items()]
     lines += [f"  note: {note}" for note in plan.notes]

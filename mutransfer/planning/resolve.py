@@ -22,7 +22,7 @@ from mutransfer.planning.options import Options
 from mutransfer.planning.parts import with_uses_of_parts
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
-from mutransfer.planning.trace import evaluating, trace
+from mutransfer.planning.trace import evaluating
 from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
 from mutransfer.planning.untouched import untouched_rng
 from mutransfer.rules.table import Parameterization, Role, Row
@@ -45,7 +45,8 @@ def resolve(
         need_laws = options.init != "table"
         known = read_base(model, base, factory=factory, depth=base_depth, scale=options.scale, need_laws=need_laws)
         with evaluating(model, options.table.depth is not None):
-            return _resolve(model, options, known, example_inputs)
+            by_config = options.scale == "head_dim" and isinstance(base, int) and factory is None
+            return _resolve(model, options, known, example_inputs, by_config=by_config)
 
 
 def _refuse_wrong_depth(options: Options, base: BaseSpec, base_depth: Any) -> None:
@@ -66,6 +67,8 @@ def _resolve(
     options: Options,
     known: Base,
     example_inputs: Any,
+    *,
+    by_config: bool,
 ) -> PlanData:
     inputs, found = trace_model(model, example_inputs, known.build)
     traced = with_uses_of_parts(found, model)
@@ -78,13 +81,11 @@ def _resolve(
     depth = plan_depth(known, traced, base, options)
     at_base, base_notes = _forward_at_base(known, base, own, options)
     _refuse_layer_index(known, own, options)
-    attention = _attention(model, traced, inputs, own, at_base, options)
+    attention = _attention(model, traced, inputs, own, at_base, options, by_config=by_config)
     corrections, constant_notes = compare_forward(traced, at_base)
     factors = {name: depth.factors(name, options) for name in roles}
     branches = Branches({name: f.multiplier for name, f in factors.items()}, depth.offset)
-    placement = place_multipliers(
-        model, traced, roles, known.laws, options, attention.query_folds, corrections, branches
-    )
+    placement = place_multipliers(model, traced, roles, known.laws, options, attention.carried, corrections, branches)
     aliases = _aliases(model)
     lines = tuple(
         dataclasses.replace(
@@ -127,16 +128,21 @@ def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
 
 
 def _attention(
-    model: nn.Module, traced: Trace, inputs: Any, own: Forward, at_base: Forward, options: Options
+    model: nn.Module,
+    traced: Trace,
+    inputs: Any,
+    own: Forward,
+    at_base: Forward,
+    options: Options,
+    *,
+    by_config: bool,
 ) -> AttentionResult:
     mult = options.hyperparameters.attn_mult
     if options.init != "keep":
-        return plan_attention(
-            model, traced, lambda: trace(model, inputs), at_base.scales, options.table.attention, mult
-        )
+        return plan_attention(model, traced, inputs, at_base.scales, options.table.attention, mult, by_config=by_config)
     if own.scales and mult != 1.0:
         raise ConfigError("attn_mult would change the function of a model whose values are kept (init='keep').")
-    return AttentionResult((), {}, ("softmax scales are left as they are (init='keep')",) if own.scales else ())
+    return AttentionResult((), (), ("softmax scales are left as they are (init='keep')",) if own.scales else ())
 
 
 def _trace_base(known: Base, inputs: Any, own: Forward, options: Options) -> BaseTrace | None:

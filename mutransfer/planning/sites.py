@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mutransfer.planning.ops import VIEWS, Op, Trace
 
 _BETWEEN_LOGITS_AND_SOFTMAX = {"add", "add_", "masked_fill", "masked_fill_", "where", "tanh", "sub"} | VIEWS
 _NORMALIZERS = {"linalg_vector_norm", "norm", "rsqrt", "sum"}
-_PARTLY = ("where", "index_put", "index_put_")
 _SOFTMAX = ("_softmax", "softmax", "_safe_softmax")
 
 
@@ -23,16 +22,22 @@ class AttentionSite:
         scale: the effective factor on q k, all numbers on q, k and the logits multiplied; nan where one of them is a
             tensor (a learned temperature, say).
         head_dim: the size that q and k are contracted over.
-        queries, keys: the parameters that q and k come from, gains of a QK-norm included.
+        product: index of the op that multiplies q and k.
+        queries, keys: the values that it reads.
         ops: indices of the ops that were read: the product, and those that a number of the scale comes from.
+        temperatures: (index of an op, value) of every tensor that multiplies the logits.
+        unit: q and k are vectors of length 1, so their product does not grow with head_dim.
     """
 
     module: str
     scale: float
     head_dim: int
-    queries: tuple[str, ...]
-    keys: tuple[str, ...]
-    ops: frozenset[int] = frozenset()
+    product: int
+    queries: int
+    keys: int
+    ops: frozenset[int]
+    temperatures: tuple[tuple[int, int], ...] = ()
+    unit: bool = False
 
 
 def attention_sites(trace: Trace) -> list[AttentionSite]:
@@ -43,9 +48,9 @@ def attention_sites(trace: Trace) -> list[AttentionSite]:
             scale = op.kwargs.get("scale")
             head_dim = op.shapes[0][-1]
             own = float(scale) if scale is not None else 1 / math.sqrt(head_dim)
-            sites.append(_site(trace, index, _Path(own, set()), op.inputs[0], op.inputs[1], head_dim))
+            sites.append(_site(trace, index, _Path(own), op.inputs[0], op.inputs[1], head_dim))
         elif op.name in _SOFTMAX:
-            path = _Path(1.0, set())
+            path = _Path(1.0)
             product = _product(trace, op.inputs[0], path)
             if product is not None:
                 found = trace.ops[product]
@@ -56,29 +61,26 @@ def attention_sites(trace: Trace) -> list[AttentionSite]:
 
 @dataclass
 class _Path:
-    """The numbers met on a way through the graph, multiplied, and the ops that they stand in."""
+    """The numbers met on a way through the graph, multiplied; the ops that hold them, and tensors in their stead."""
 
     scale: float
-    ops: set[int]
+    ops: set[int] = field(default_factory=set)
+    temperatures: list[tuple[int, int]] = field(default_factory=list)
 
     def take(self, trace: Trace, op: Op, factor: float | None) -> None:
-        if factor is not None:
-            self.scale *= factor
-            self.ops.add(trace.index(op))
+        if factor is None:
+            return
+        self.scale *= factor
+        self.ops.add(trace.index(op))
+        if math.isnan(factor) and op.name.rstrip("_") == "mul":
+            self.temperatures.append((trace.index(op), op.inputs[1]))
 
 
 def _site(trace: Trace, index: int, path: _Path, q: int, k: int, head_dim: int) -> AttentionSite:
-    for value in (q, k):
-        _scalars(trace, value, path)
-    queries, keys = _sources(trace, q, {}) or frozenset(), _sources(trace, k, {}) or frozenset()
-    return AttentionSite(
-        trace.ops[index].module,
-        path.scale,
-        head_dim,
-        tuple(sorted(queries)),
-        tuple(sorted(keys)),
-        frozenset({index, *path.ops}),
-    )
+    temperatures = tuple(path.temperatures)  # of the logits: those on q and k are found with what makes them
+    unit = [_scalars(trace, value, path, head_dim) for value in (q, k)]
+    module, ops = trace.ops[index].module, frozenset({index, *path.ops})
+    return AttentionSite(module, path.scale, head_dim, index, q, k, ops, temperatures, all(unit))
 
 
 def _product(trace: Trace, value: int, path: _Path) -> int | None:
@@ -116,57 +118,42 @@ def scalar_of(trace: Trace, op: Op) -> float | None:
     return None
 
 
-def _scalars(trace: Trace, value: int, path: _Path) -> None:
-    """Takes the numbers that a value is multiplied by on the way back to the parameters that set its size."""
+def _scalars(trace: Trace, value: int, path: _Path, head_dim: int) -> bool:
+    """Takes the numbers that a value is multiplied by on the way back to the parameters that set its size, or to a
+    norm. Returns whether that norm brings its vectors of `head_dim` entries to length 1."""
     while (op := trace.producer(value)) is not None and not op.parameters:
+        if kind := normalizes(trace, op):
+            return kind == "sum" and _normalized_size(trace, op) == head_dim
         factor = scalar_of(trace, op)
         if factor is None and op.name not in VIEWS | {"add", "mul", "cat", "neg"}:
             break
         path.take(trace, op, factor)
         value = op.inputs[-1 if op.name == "cat" else 0]  # a cache of past keys comes first
-
-
-def _sources(trace: Trace, value: int, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
-    """The parameters that a value is proportional to when they are scaled together; None where there are none.
-
-    Every summand must be proportional to its own: the weight and the bias of a projection, both halves of a rotation.
-    Of a product one factor is enough, and a gain (a QK-norm's) ends the search.
-    """
-    if value not in known:
-        known[value] = None  # a value is no source of itself
-        op = trace.producer(value)
-        known[value] = _sources_of(trace, op, known) if op is not None else None
-    return known[value]
-
-
-def _sources_of(trace: Trace, op: Op, known: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
-    own = frozenset(op.parameters.values())
-    if own & op.shifted or (op.name in ("mul", "div") and normalizes(trace, op)) or op.name in _PARTLY:
-        return None  # a factor on 1 + w is none on w, a norm divides it out again
-    rest = [v for i, v in enumerate(op.inputs) if i not in op.parameters]
-    if op.name in ("add", "sub", "cat"):
-        parts = [_sources(trace, v, known) for v in rest]
-        if op.name == "cat" and not own:
-            parts = parts[-1:] if parts[:1] == [None] else parts  # a cache of past keys comes first
-        summed = frozenset().union(own, *(part or frozenset() for part in parts))
-        return summed if all(parts) and summed else None
-    if own:
-        return own
-    if op.name in ("mul", "div") or op.name in VIEWS or op.name == "neg":
-        return next((found for v in rest if (found := _sources(trace, v, known))), None)
-    return None
+    return False
 
 
 def normalizes(trace: Trace, op: Op) -> Literal["sum", "mean", ""]:
     """Whether an activation is divided by its own norm: by the root of a sum of squares, or of their mean."""
-    if len(op.inputs) != 2:
-        return ""
-    names: set[str] = set()
+    names = {norm.name for norm in _norm(trace, op)}
+    return "mean" if "mean" in names else "sum" if names & _NORMALIZERS else ""
+
+
+def _normalized_size(trace: Trace, op: Op) -> int:
+    """Over how many entries the norm goes that divides an activation."""
+    sums = (norm for norm in _norm(trace, op) if norm.name in _NORMALIZERS - {"rsqrt"})
+    return max((math.prod(norm.shapes[0]) // max(1, math.prod(norm.result_shapes[0])) for norm in sums), default=0)
+
+
+def _norm(trace: Trace, op: Op) -> list[Op]:
+    """The ops that make what an activation is divided by of that activation; none where they do not."""
+    if op.name.rstrip("_") not in ("mul", "div") or len(op.inputs) != 2:
+        return []
+    found: list[Op] = []
     todo = [op.inputs[1]]
     for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
         producers = [p for v in todo if (p := trace.producer(v)) is not None]
-        names |= {p.name for p in producers}
+        found += producers
         todo = [v for p in producers for v in p.inputs]
         if op.inputs[0] in todo:
-            return "mean" if "mean" in names else "sum" if names & _NORMALIZERS else ""
-    return ""
+            return found
+    return []

@@ -158,16 +158,14 @@ def test_attn_mult_is_a_hyperparameter_at_any_size():
 class Separate(nn.Module):
     """Queries of their own and a scale written into the code: the query projection must carry the factor."""
 
-    def __init__(self, width: int, *, fused: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.inp = nn.Linear(5, width)
-        self.q, self.kv = (
-            (None, nn.Linear(width, 3 * width)) if fused else (nn.Linear(width, width), nn.Linear(width, 2 * width))
-        )
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inp(x)
-        q, k, v = self.kv(x).chunk(3, -1) if self.q is None else (self.q(x), *self.kv(x).chunk(2, -1))
+        q, k, v = self.q(x), *self.kv(x).chunk(2, -1)
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
@@ -181,14 +179,6 @@ def test_a_hard_coded_scale_is_carried_by_the_query_projection():
     assert mt.plan(Separate(64), "mup", base=16, factory=Separate, example_inputs=x)["q.weight"].fold == pytest.approx(
         0.5
     )
-
-
-def test_a_hard_coded_scale_with_fused_queries_is_refused_by_name():
-    def make(width: int) -> nn.Module:
-        return Separate(width, fused=True)
-
-    with pytest.raises(RoleError, match=r"fused with its keys.*scale='heads'"):
-        mt.plan(make(64), "mup", base=16, factory=make, example_inputs=torch.zeros(2, 3, 5))
 
 
 # --- init ---------------------------------------------------------------------------------------------------------
