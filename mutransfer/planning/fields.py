@@ -127,7 +127,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WIDTH, r"(.*_)?(embed_proj_dim|vit_dim|d_latent|input_dim|output_dims?|proj_dims|num_pos_feats|dim_ff)"),
     (
         Kind.WIDTH,
-        r"c|cfg|stage\d|(.*_)?(dims|channels|chs|widths?|stem_(size|width)|num_init_features|growth_rate|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
+        r"c|cfg|stage\d|(.*_)?(dims|channels|chs|widths?|stem_(size|width)|num_init_features|growth_rates?|upsample_groups|pooler_output_size|expert_ffn_hidden_size|fusion_hidden_sizes)",
     ),
 )
 """(kind, pattern), tested in order against the whole of a field's name and its aliases; the first that fits holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,23 +120,38 @@ class Search:
         return None
 
     def mended(self) -> Inputs | None:
-        """The first that is accepted with changes that failures suggest, those tried first that got farthest."""
+        """The first that is accepted with changes that failures suggest: of what the documentation says, then of those
+        that got farthest."""
         waiting = list({frozenset(failed.forms.items()): failed for failed in self.failed.values()}.values())
         seen = {frozenset(failed.forms.items()) for failed in waiting}
-        tries = 0
-        while waiting and tries < MOST_MENDS:
+        most = len(seen) + MOST_MENDS
+        for draft in self.drafts.documented():
+            inputs = self._first_of([draft], seen, waiting)
+            if inputs is None and draft in self.failed:
+                inputs = self._first_of(self.drafts.mends(self.failed[draft]), seen, waiting)
+            if inputs is not None:
+                return inputs
+        while waiting and len(seen) < most:
             best = max(waiting, key=lambda failed: (failed.reached, -len(failed.draft.forms)))
             waiting.remove(best)
-            for draft in self.drafts.mends(best):
-                given = self._given(draft)
-                if given in seen:
-                    continue
-                seen.add(given)
-                tries += 1
-                inputs = self._try(draft)
-                if inputs is not None:
-                    return inputs
-                waiting.append(self.failed[draft])
+            inputs = self._first_of(self.drafts.mends(best), seen, waiting)
+            if inputs is not None:
+                return inputs
+        return None
+
+    def _first_of(
+        self, drafts: Iterable[Draft], seen: set[frozenset[tuple[str, Form]]], waiting: list[Failed]
+    ) -> Inputs | None:
+        """The first that is accepted; the others, where they give what is not yet `seen`, join those that wait."""
+        for draft in drafts:
+            given = self._given(draft)
+            if given in seen:
+                continue
+            seen.add(given)
+            inputs = self._try(draft)
+            if inputs is not None:
+                return inputs
+            waiting.append(self.failed[draft])
         return None
 
     def _given(self, draft: Draft) -> frozenset[tuple[str, Form]]:
@@ -207,6 +222,14 @@ class Drafts:
             sounds = range(SOUND_LAYOUTS) if any(SOUND.fullmatch(n) for n in names) else (0,)
             for image, sound in itertools.product(images, sounds):
                 yield Draft(names, image, sound)
+
+    def documented(self) -> Iterator[Draft]:
+        """What is given together, each as the documentation of the forward pass says, where it says anything."""
+        for names in dict.fromkeys(self._choices()):
+            said = {name: self.maker.documented(name) for name in names if not COUNTS.fullmatch(name)}
+            forms = tuple((name, form) for name, form in said.items() if form is not None)
+            if forms:
+                yield Draft(names, forms=forms)
 
     def _choices(self) -> Iterator[tuple[str, ...]]:
         required = [n for n, p in self.parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
