@@ -205,6 +205,104 @@ class TanhEnd(PreNorm):
         return x + torch.tanh(self.mlp(self.norm1(x)))
 
 
+class GatedMlp(Mlp):
+    """Ends in a gate that is made of what it multiplies (squeeze and excite)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = _linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x * self.gate(x.mean(1, keepdim=True)).sigmoid()
+
+
+class ReturnsTheBranch(PreNorm):
+    """No parameter can hold the second branch's multiplier, and a module returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = GatedMlp()
+
+
+class ScaledSkip(PreNorm):
+    """The stream is multiplied by a gain where a branch is added to it (CAFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip1, self.skip2 = (nn.Parameter(torch.ones(WIDTH)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.skip1 + self.attention(self.norm1(x))
+        return self.mlp(self.norm2(x)) + self.skip2 * x
+
+
+class CentredNorm(nn.Module):
+    """A layer norm written out, its mean taken twice (DeBERTa)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = (x - x.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - x.mean(-1, keepdim=True)) / torch.sqrt(variance + 1e-6)) + self.bias
+
+
+class CentredPostNorm(PostNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = CentredNorm()
+
+
+class Packed(PreNorm):
+    """The branch comes back without the batch of one that the stream has (packed images)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(1, -1, WIDTH)
+        x = x + self.attention(self.norm1(x))[0]
+        return x + self.mlp(self.norm2(x))[0]
+
+
+class Pooled(PreNorm):
+    """A branch without a contraction that ends in a layer scale (PoolFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((WIDTH,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.gamma * (h.cumsum(1) - h)
+        return x + self.mlp(self.norm2(x))
+
+
+class Queries(nn.Module):
+    """Learned queries that read an input, and positions added in front of every attention (DETR)."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.queries, self.places = (nn.Parameter(torch.randn(1, 3, WIDTH)) for _ in range(2))
+        self.blocks, self.readout = nn.ModuleList(QueryBlock() for _ in range(depth)), _linear(WIDTH, 5)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        x = self.queries.expand(seen.shape[0], -1, -1)
+        places = self.places.expand(seen.shape[0], -1, -1)
+        for block in self.blocks:
+            x = block(x, places, seen)
+        return self.readout(x)
+
+
+class QueryBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o, self.norm = _linear(), _linear(), _linear(), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor, places: Tensor, seen: Tensor) -> Tensor:
+        read = (self.q(x + places) @ self.k(seen).transpose(-1, -2)).softmax(-1) @ seen
+        return self.norm(x + self.o(read))
+
+
 class NormedEnd(PreNorm):
     """Ends in a norm without parameters."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -80,11 +81,26 @@ def find_branches(trace: Trace) -> tuple[Branch, ...]:
 
 
 def stream_norms(trace: Trace, branches: Sequence[Branch]) -> tuple[str, ...]:
-    """Gains and biases of the norms that the stream itself passes through (post-norm blocks), in execution order."""
+    """Gains and biases that the stream itself passes through: of norms (post-norm blocks), in execution order, and of
+    its own (a scaled skip connection)."""
     lineage = Lineage(trace)
     known = {branch.op for branch in branches}
     adds = [add for add in _residual_adds(lineage) if add.op in known]
-    return tuple(dict.fromkeys(name for names, _ in _stream_norms(lineage, adds) for name in names))
+    norms = [name for names, _ in _stream_norms(lineage, adds) for name in names]
+    return tuple(dict.fromkeys([*norms, *_stream_gains(lineage, adds)]))
+
+
+def _stream_gains(lineage: Lineage, adds: Sequence[_Add]) -> list[str]:
+    """Gains that multiply the stream behind a residual add, and no norm between."""
+    results = {add.result for add in adds}
+    found: dict[str, None] = {}
+    for add in adds:
+        stream = lineage.stream(add.skip)
+        for at, value in enumerate(stream):
+            op = lineage.trace.producer(value)
+            if op is not None and not results.isdisjoint(stream[at + 1 :]):
+                found |= dict.fromkeys(lineage.gains(op))
+    return list(found)
 
 
 def repeating(shallow: Sequence[Branch], deep: Sequence[Branch], templates: Templates) -> tuple[Branch, ...]:
@@ -109,7 +125,7 @@ def _stack(branch: Branch, templates: Templates) -> str | None:
 
 def key_of(branch: Branch, templates: Templates) -> tuple[str, ...]:
     """What a branch has in common with those of the other blocks, and of the base."""
-    ends = dict.fromkeys(map(templates.of, branch.terminals))
+    ends = sorted(set(map(templates.of, branch.terminals)))  # experts in the order in which they were chosen
     return (templates.of(branch.module), "onto a projection" * (branch.kind == "projection"), branch.blocked_by, *ends)
 
 
@@ -129,22 +145,60 @@ def _residual_adds(lineage: Lineage) -> list[_Add]:
         if not _may_be_residual(lineage, index, op):
             continue
         add = _residual(lineage, index, op)
-        if add is not None:
+        if add is not None and lineage.is_activation(add.skip):
             adds.append(add)
             lineage.join(add.result, add.skip)
-        elif (projection := _projection(lineage, index, op)) is not None:
-            candidates.append(projection)
-    streams = {value for add in adds for value in lineage.stream(add.skip)}
-    adds += [candidate for candidate in candidates if candidate.result in streams]
+        elif (begins := add or _projection(lineage, index, op)) is not None:
+            candidates.append(begins)
+    adds += _beginning(lineage, adds, candidates)
     adds.sort(key=lambda add: add.op)
     for number, add in enumerate(adds):
         add.inside = _enclosing(lineage, adds, number)
     return adds
 
 
+def _beginning(lineage: Lineage, adds: Sequence[_Add], candidates: Sequence[_Add]) -> list[_Add]:
+    """The candidates whose result is a stream: onto a projection, or onto what no input reaches (learned queries).
+
+    A constant that is added to a stream (positions) is none: that stream has been added to before.
+    """
+    results = {add.result for add in adds}
+    streams = {value for add in adds for value in _through_norms(lineage, add.skip)}
+    continued = (c for c in candidates if c.result in streams)
+    return [c for c in continued if c.projected or results.isdisjoint(_through_norms(lineage, c.branch))]
+
+
+def _through_norms(lineage: Lineage, value: int) -> list[int]:
+    """A stream, and where it begins with a norm, the one that the norm reads."""
+    found: list[int] = []
+    todo = lineage.stream(value)
+    while todo:
+        found += todo
+        todo = _behind(lineage, todo[-1])
+    return found
+
+
+def _behind(lineage: Lineage, value: int) -> list[int]:
+    """What a norm's result, its bias included, is made of."""
+    op = lineage.trace.producer(value)
+    operands = [] if op is None else lineage.operands(op)
+    if op is None or not operands:
+        return []
+    uses = lineage.owners.get(lineage.trace.index(op), {})
+    is_bias = op.name.rstrip("_") == "add" and uses and all(use.additive for use in uses.values())
+    return lineage.stream(operands[0]) if is_bias or "norm" in op.name else lineage.normalized(op)
+
+
 def _may_be_residual(lineage: Lineage, index: int, op: Op) -> bool:
-    two = op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and index not in lineage.owners
-    return two and len(lineage.operands(op)) == 2 and set(op.shapes) == set(op.result_shapes)
+    """Not a bias: that is added to what has not been computed from it."""
+    two = op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and not op.static
+    of_activations = index not in lineage.owners and len(lineage.operands(op)) == 2
+    alike = len({_without_batch_of_one(shape) for shape in (*op.shapes, *op.result_shapes)}) == 1
+    return two and alike and (of_activations or len(lineage.operands(op)) == 1)
+
+
+def _without_batch_of_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(itertools.dropwhile(lambda size: size == 1, shape))
 
 
 def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
@@ -154,9 +208,14 @@ def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
         if not set(stream).isdisjoint(lineage.stream(branch)):
             return None  # two points of one stream
         source = next((v for v in stream if lineage.descends(branch, v)), None)
-        if source is not None and lineage.contractions(source, branch):
+        if source is not None and (lineage.contractions(source, branch) or _is_scaled(lineage, branch, stream)):
             return _Add(index, op.outputs[0], skip, branch, source)
     return None
+
+
+def _is_scaled(lineage: Lineage, branch: int, stream: Sequence[int]) -> bool:
+    """Whether a gain of its own ends what contracts no parameter (pooling with a layer scale)."""
+    return "scale" in find_terminal(lineage, branch, frozenset(stream)).endings
 
 
 def _projection(lineage: Lineage, index: int, op: Op) -> _Add | None:
@@ -212,7 +271,7 @@ def unreached_siblings(names: Collection[str], trace: Trace) -> list[str]:
 
 
 def _without_last_index(name: str) -> str | None:
-    found = re.fullmatch(r"(.*\.)\d+(\.\D*)", name)
+    found = re.fullmatch(r"(.*?)\d+(\.\D*)", name)
     return f"{found[1]}*{found[2]}" if found else None
 
 
@@ -255,11 +314,7 @@ def _behind_norm(lineage: Lineage, op: Op) -> list[int]:
     if "norm" in op.name:
         return lineage.stream(operands[0])
     product = lineage.trace.producer(_viewed(lineage, operands[0])) if op.name.startswith("mul") else None
-    if product is None or product.name.rstrip("_") not in ("mul", "div"):
-        return []
-    factors = lineage.operands(product)
-    pairs = (factors, factors[::-1]) if len(factors) == 2 else ()
-    return next((lineage.stream(value) for value, size in pairs if lineage.descends(size, value)), [])
+    return [] if product is None else lineage.normalized(product)
 
 
 def _viewed(lineage: Lineage, value: int) -> int:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from mutransfer.errors import RoleError, RuleError, ShapeError, nearest
 from mutransfer.planning.base import Base
-from mutransfer.planning.branches import Branch, find_branches, key_of, repeating
-from mutransfer.planning.inputs import find_inputs
+from mutransfer.planning.branch_outputs import output_modules
+from mutransfer.planning.branches import Branch, key_of, repeating
+from mutransfer.planning.data import SwapPlan
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
-from mutransfer.planning.places import assign_places, inner_parameters, unexplained
-from mutransfer.planning.rebuild import Build, has_config
-from mutransfer.planning.shrink import shrink
-from mutransfer.planning.sizes import without_memory
+from mutransfer.planning.places import (
+    assign_places,
+    beside_the_branches,
+    in_no_branch,
+    inner_parameters,
+    unexplained,
+)
+from mutransfer.planning.proofs import Key, Proofs, Side, prove
+from mutransfer.planning.rebuild import Build
 from mutransfer.planning.stacks import Stacks, compare_depths, count_branches, use_ratios
 from mutransfer.planning.templates import Templates
 from mutransfer.planning.trace_base import BaseTrace, trace_base
-from mutransfer.planning.verify import verify
 from mutransfer.rules.depth import Place
-
-Key = tuple[str, ...]
-MOST_VERIFIED = 2**25
-"""Parameters of the largest base whose branches are tried in float64, forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,14 @@ class Depth:
         m_depth: parameter -> how much deeper its stack is than the base's.
         m_uses: parameter -> how much more often than at the base it is used.
         offset: gains that enter as 1 + w and end a branch.
+        modules: module that returns a branch which no parameter can be multiplied in -> how much deeper its stack is.
     """
 
     places: Mapping[str, Place] = field(default_factory=dict)
     m_depth: Mapping[str, float] = field(default_factory=dict)
     m_uses: Mapping[str, float] = field(default_factory=dict)
     offset: frozenset[str] = frozenset()
+    modules: Mapping[str, float] = field(default_factory=dict)
 
     def place(self, name: str) -> Place:
         return self.places.get(name, Place.OUTSIDE)
@@ -60,6 +61,20 @@ class Depth:
         cells = (row.init, rule.lr, rule.eps, rule.weight_decay, row.multiplier)
         init, lr, eps, weight_decay, multiplier = (cell.at(**ratios) for cell in cells)
         return Factors(init, lr, eps, weight_decay, multiplier * own, self.why(name))
+
+    def swaps(self, options: Options) -> tuple[SwapPlan, ...]:
+        """The modules whose results are multiplied, where that is not by 1."""
+        if options.table.depth is None:
+            return ()
+        cell, own = options.table.depth.row(Place.TERMINAL).multiplier, options.hyperparameters.residual_mult
+        factors = {path: cell.at(m_depth=m, m_uses=1.0) * own for path, m in self.modules.items()}
+        return tuple(SwapPlan(path, "", factor, "output") for path, factor in factors.items() if factor != 1.0)
+
+    def notes(self, options: Options) -> tuple[str, ...]:
+        """What a user should know of them."""
+        swaps = self.swaps(options)
+        why = f"no parameter can hold the multiplier of {len(swaps)} residual branches"
+        return (f"{why}: what {swaps[0].module!r} returns, and the like, is multiplied by it",) if swaps else ()
 
     def why(self, name: str) -> str:
         """What is added to the reason of a parameter's line."""
@@ -104,10 +119,10 @@ def plan_depth(known: Base, traced: Trace, base: BaseTrace | None, options: Opti
     if known.build is None or base is None:
         _refuse_unbuilt(known.stacks, mult)
         return Depth()
-    return _plan(known, known.build, _Side.of(traced), _Side.of(base.trace, base.inputs), options)
+    return _plan(known, known.build, Side.of(traced), Side.of(base.trace, base.inputs), options)
 
 
-def _plan(known: Base, build: Build, own: _Side, base: _Side, options: Options) -> Depth:
+def _plan(known: Base, build: Build, own: Side, base: Side, options: Options) -> Depth:
     mult = options.hyperparameters.residual_mult
     stacks = count_branches(known.stacks, base.branches, own.branches)
     uses = use_ratios(base.trace, own.trace, stacks)
@@ -117,36 +132,26 @@ def _plan(known: Base, build: Build, own: _Side, base: _Side, options: Options) 
     keys = _repeating_keys(base, deep, templates)
     branches = [branch for branch in own.branches if key_of(branch, templates) in keys]
     given = _given_places(own.trace.uses, options.places)
+    modules: dict[int, str] = {}
     if branches:
-        proofs = _proofs(build, base, keys, templates)
-        for branch in branches:
-            _refuse_unproven(branch, proofs, own.trace, given, templates)
+        proofs = prove(build, base, keys, templates)
+        modules = _settle(branches, proofs, own.trace, given, templates, options)
+        branches = [replace(b, terminals=(), ends=frozenset()) if b.number in modules else b for b in branches]
     elif not given:
         raise RoleError(
             "Base and model differ in depth, and no residual branch was found whose number grows with it: depth rules "
             "are for residual stacks. Use a table of widths only, with a base of the model's depth."
         )
     places = assign_places(own.trace, branches, templates, given)
-    _refuse_unexplained(places, own, given, templates)
+    lost = [name for name in unexplained(places, own.trace, own.branches, templates) if name not in given]
+    _refuse_unexplained(lost and _repeated(lost, own, (base, deep), templates), places, templates)
     return Depth(
         places,
         {name: stacks.m_depth(name) * uses.get(name, 1.0) for name in places},
         uses,
         frozenset().union(*(branch.offset for branch in branches)),
+        {path: stacks.m_depth(path) for path in modules.values()},
     )
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One model's trace, evaluated, and its residual branches."""
-
-    trace: Trace
-    branches: tuple[Branch, ...]
-    inputs: Any = None
-
-    @classmethod
-    def of(cls, traced: Trace, inputs: Any = None) -> _Side:
-        return cls(traced, find_branches(traced), inputs)
 
 
 def _refuse_other_depth(stacks: Stacks, table: str) -> None:
@@ -166,7 +171,7 @@ def _refuse_unbuilt(stacks: Stacks, residual_mult: float) -> None:
         )
 
 
-def _deeper(known: Base, base: _Side) -> tuple[_Side, Templates]:
+def _deeper(known: Base, base: Side) -> tuple[Side, Templates]:
     """A deeper base, which tells what repeats where base and model are of one depth."""
     if known.deeper is None:
         raise RuleError(
@@ -174,64 +179,69 @@ def _deeper(known: Base, base: _Side) -> tuple[_Side, Templates]:
             "tell which. Give base= as a width with base_depth=, so that a deeper one can be built."
         )
     seen = trace_base(known.deeper, base.inputs, evaluated=True)
-    deeper = _Side.of(seen.trace, seen.inputs)
+    deeper = Side.of(seen.trace, seen.inputs)
     return deeper, compare_depths(base.trace.uses, deeper.trace.uses).templates
 
 
-def _repeating_keys(one: _Side, other: _Side, templates: Templates) -> set[Key]:
+def _repeating_keys(one: Side, other: Side, templates: Templates) -> set[Key]:
     """Of the branches whose number grows from the shallower to the deeper of the two, whichever that is."""
     growing = (*repeating(one.branches, other.branches, templates), *repeating(other.branches, one.branches, templates))
     return {key_of(branch, templates) for branch in growing}
 
 
-def _proofs(build: Build, base: _Side, keys: set[Key], templates: Templates) -> dict[Key, str]:
-    """Branch -> why its terminal is not proven to be able to hold its multiplier; "" where it is."""
-    found = _small_enough(build, base)
-    if found is None:
-        why = f"a base of more than {MOST_VERIFIED:,} parameters is too large to try it, and could not be made smaller"
-        return dict.fromkeys(keys, why)
-    model, tried = found
-    chosen = [branch for branch in tried.branches if key_of(branch, templates) in keys]
-    return {key_of(verdict.branch, templates): verdict.why for verdict in verify(model, tried.inputs, chosen)}
+def _repeated(lost: Sequence[str], own: Side, depths: tuple[Side, Side], templates: Templates) -> list[str]:
+    """Of the parameters in no branch, those that may repeat: the others are as many at any depth, and stand before or
+    behind the branches of their stack."""
+    every = in_no_branch(own.trace, own.branches, templates)
+    beside = beside_the_branches(every, own.trace, own.branches, templates)
+    few, many = (
+        Counter(templates.of(name) for name in in_no_branch(side.trace, side.branches, templates)) for side in depths
+    )
+    fixed = {template for template, count in many.items() if few[template] == count}
+    return [name for name in lost if name not in beside or templates.of(name) not in fixed]
 
 
-def _small_enough(build: Build, base: _Side) -> tuple[nn.Module, _Side] | None:
-    """The base with values, or where it is large, one of its kind that is cut to a small size: its blocks are alike."""
-    module = without_memory(build)
-    if sum(p.numel() for p in module.parameters()) <= MOST_VERIFIED:
-        return build(), base
-    if not has_config(module):
-        return None
-    make = type(module)
+def _settle(
+    branches: Sequence[Branch],
+    proofs: Proofs,
+    trace: Trace,
+    given: Mapping[str, Place],
+    templates: Templates,
+    options: Options,
+) -> dict[int, str]:
+    """Number of a branch that none of its parameters can be multiplied in -> the module that returns it.
 
-    def accept(config: Any) -> None:
-        find_inputs(make(config), None)
+    The user's word settles a branch: the place of one of its parameters.
+    """
+    modules: dict[int, str] = {}
+    for branch in branches:
+        why = proofs.why.get(key_of(branch, templates), "the base has none like it")
+        if branch.kind == "projection":
+            why = "it is added to a projection of the stream, and repeats with depth"
+        inside = {*inner_parameters(trace, [branch], templates), *branch.terminals} if why else {}
+        if not why or set(inside) & set(given):
+            continue
+        template = proofs.outputs.get(key_of(branch, templates)) if branch.kind != "projection" else None
+        path = next((p for p in output_modules(trace, branch) if templates.of(p) == template), None)
+        if path is not None and options.form != "folded" and options.init != "keep":
+            modules[branch.number] = path
+            continue
+        last = (branch.terminals or sorted(inside) or [f"{branch.module}.*"])[0]
+        _refuse_unproven(branch, why, path, templates.of(last))
+    return modules
 
-    try:
-        model = make(shrink(module.config, accept).config)
-    except ShapeError:
-        return None
-    seen = trace_base(lambda: model, find_inputs(model, None), evaluated=True)
-    return model, _Side.of(seen.trace, seen.inputs)
 
-
-def _refuse_unproven(
-    branch: Branch, proofs: Mapping[Key, str], trace: Trace, given: Mapping[str, Place], templates: Templates
-) -> None:
-    """The user's word settles a branch: the place of one of its parameters."""
-    why = proofs.get(key_of(branch, templates), "the base has none like it")
-    if branch.kind == "projection":
-        why = "it is added to a projection of the stream, and repeats with depth"
-    if not why:
-        return
-    inside = {*inner_parameters(trace, [branch], templates), *branch.terminals}
-    if inside & set(given):
-        return
-    last = (branch.terminals or sorted(inside) or [f"{branch.module}.*"])[0]
+def _refuse_unproven(branch: Branch, why: str, path: str | None, last: str) -> None:
+    if path is not None:
+        raise RoleError(
+            f"The residual branch that {branch.module!r} adds repeats with depth, and {why}: its multiplier can only "
+            f"be put on what {path!r} returns, and form='folded' and init='keep' leave the forward pass as it is. Use "
+            "form='auto' and another init, or a table without depth rules."
+        )
     raise RoleError(
         f"The residual branch that {branch.module!r} adds repeats with depth, and is not proven to be its last layer's "
-        f"multiple: {why}. Say which parameters end it with roles={{{templates.of(last)!r}: '{Place.TERMINAL}'}}, or "
-        "use a table without depth rules."
+        f"multiple: {why}. Say which parameters end it with roles={{{last!r}: '{Place.TERMINAL}'}}, or use a table "
+        "without depth rules."
     )
 
 
@@ -245,10 +255,7 @@ def _given_places(names: Mapping[str, object], patterns: Mapping[str, Place]) ->
     return given
 
 
-def _refuse_unexplained(
-    places: Mapping[str, Place], own: _Side, given: Mapping[str, Place], templates: Templates
-) -> None:
-    lost = [name for name in unexplained(places, own.trace, own.branches, templates) if name not in given]
+def _refuse_unexplained(lost: Sequence[str], places: Mapping[str, Place], templates: Templates) -> None:
     if lost:
         pattern = templates.of(lost[0])
         if any(fnmatch.fnmatchcase(name, pattern) for name in places.keys() - set(lost)):

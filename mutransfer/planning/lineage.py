@@ -78,7 +78,7 @@ class Lineage:
         self._skips[result] = skip
 
     def stream(self, value: int) -> list[int]:
-        """A value and those that it is the same stream as, latest first: through views, dropout, a number, an
+        """A value and those that it is the same stream as, latest first: through views, dropout, a number or a gain, an
         activation function, and residual adds."""
         found = [value]
         while (before := self._one_back(value)) is not None:
@@ -86,14 +86,43 @@ class Lineage:
         return found
 
     def _one_back(self, value: int) -> int | None:
-        op = self.trace.producer(value)
-        if op is None or op.static or self.trace.index(op) in self.owners:
-            return None
         if value in self._skips:
             return self._skips[value]
+        op = self.trace.producer(value)
+        if op is None or op.static:
+            return op.inputs[0] if op is not None and op.name in VIEWS and op.inputs else None
+        if self.trace.index(op) in self.owners and not self.gains(op):
+            return None
         name, operands = op.name.rstrip("_"), self.operands(op)
         through = name in VIEWS or name in _ACTIVATIONS or (name in ("mul", "div") and len(operands) == 1)
         return operands[0] if operands and through and _is_whole(op, operands[0]) else None
+
+    def gains(self, op: Op) -> tuple[str, ...]:
+        """The parameters that an op multiplies an activation with, entry by entry; empty for any other op."""
+        uses = self.owners.get(self.trace.index(op), {})
+        own = op.name.rstrip("_") == "mul" and len(self.operands(op)) == 1
+        gains = own and all(use.kind == "elementwise" and not (use.additive or use.nonlinear) for use in uses.values())
+        return tuple(uses) if gains else ()
+
+    def normalized(self, op: Op) -> list[int]:
+        """The stream that an op divides by its own size, x / rms(x), its mean taken off first or not; empty for any
+        other op."""
+        operands = self.operands(op)
+        if op.name.rstrip("_") not in ("mul", "div") or len(set(operands)) != 2:
+            return []
+        for value, size in (operands, operands[::-1]):
+            behind = self._with_mean(value)
+            if any(self.descends(size, before) for before in behind):
+                return behind
+        return []
+
+    def _with_mean(self, value: int) -> list[int]:
+        """The stream behind a value, and where that is x less what is made of x, the one behind x."""
+        own = self.stream(value)
+        op = self.trace.producer(own[-1])
+        operands = [] if op is None or op.name.rstrip("_") != "sub" else self.operands(op)
+        centred = len(operands) == 2 and self.descends(operands[1], operands[0])
+        return [*own, *self.stream(operands[0])] if centred else own
 
 
 def _is_whole(op: Op, value: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mutransfer.errors import RoleError
 from mutransfer.planning.branches import Branch, stream_norms, unreached_siblings
 from mutransfer.planning.lineage import Lineage
-from mutransfer.planning.ops import Trace
+from mutransfer.planning.ops import Op, Trace
+from mutransfer.planning.stacks import block_of
 from mutransfer.planning.templates import Templates
 from mutransfer.rules.depth import Place
 
@@ -58,10 +59,94 @@ def unexplained(
     Args:
         branches: all of the trace, so that blocks which add to a projection are known.
     """
+    lost = in_no_branch(trace, branches, templates)
+    return tuple(name for name, place in places.items() if place is Place.OUTSIDE and name in lost)
+
+
+def in_no_branch(trace: Trace, branches: Sequence[Branch], templates: Templates) -> frozenset[str]:
+    """Parameters of blocks that are in none of a trace's branches, nor beside a projection or on the stream."""
     in_branches = inner_parameters(trace, branches, templates).union(*(branch.terminals for branch in branches))
+    norms = _of_blocks(stream_norms(trace, branches), trace, templates)
     shortcuts = {templates.block(name) for b in branches if b.kind == "projection" for name in b.terminals}
-    outside = [name for name, place in places.items() if place is Place.OUTSIDE and name not in in_branches]
-    return tuple(n for n in outside if templates.stack(n) is not None and templates.block(n) not in shortcuts)
+    others = (name for name in trace.uses if name not in in_branches and name not in norms)
+    return frozenset(n for n in others if templates.stack(n) is not None and templates.block(n) not in shortcuts)
+
+
+def beside_the_branches(
+    lost: Collection[str], trace: Trace, branches: Sequence[Branch], templates: Templates
+) -> frozenset[str]:
+    """Those of the parameters in no branch that are used before the first branch of their stack is added, or behind the
+    last one: a stem, a downsampling or a final norm in one list with the blocks.
+
+    A parameter that has its like in a branch may be a part of one that was not seen, unless its block has no branch at
+    all and everything that the first branch is added to has come through it.
+
+    Args:
+        lost: the parameters in no branch.
+    """
+    lineage, adds = Lineage(trace), _adds_of_stacks(trace, branches, templates)
+    alike = {templates.of(name) for name in trace.uses.keys() - lost}
+    passed = _passed_blocks(lost, lineage, adds, templates)
+    found = set()
+    for name in lost:
+        used, own = _ops_of(name, trace), [op for op, _ in adds.get(templates.stack(name), [])]
+        before = not any(_reads(lineage, op, add) for op in used for add in own)
+        behind = not any(_reads(lineage, add, op) for op in used for add in own)
+        unlike = templates.of(name) not in alike
+        if used and own and ((before and block_of(name, templates) in passed) or (unlike and (before or behind))):
+            found.add(name)
+    return frozenset(found)
+
+
+_Adds = Mapping[str | None, list[tuple[Op, int]]]
+
+
+def _adds_of_stacks(trace: Trace, branches: Sequence[Branch], templates: Templates) -> _Adds:
+    """Stack -> its residual adds in execution order, and which of an add's operands the stream is."""
+    adds: dict[str | None, list[tuple[Op, int]]] = {}
+    for branch in branches:
+        for stack in dict.fromkeys(map(templates.stack, branch.terminals or (branch.module,))):
+            adds.setdefault(stack, []).append((trace.ops[branch.op], 1 - branch.operand))
+    return adds
+
+
+def _passed_blocks(lost: Collection[str], lineage: Lineage, adds: _Adds, templates: Templates) -> set[str]:
+    """Blocks without any branch that all of what their stack's first branch is added to has come through."""
+    uses = lineage.trace.uses
+    mixed = {block_of(name, templates) for name in uses.keys() - lost}
+    passed: set[str] = set()
+    for name in reversed([name for name in uses if name in lost]):  # the last op of a block is the likeliest
+        stack, block = templates.stack(name), block_of(name, templates)
+        if stack in adds and block not in mixed | passed:
+            first, stream = adds[stack][0]
+            ops = _ops_of(name, lineage.trace)
+            passed |= {block} if any(not _bypassed(lineage, op, first.inputs[stream]) for op in ops) else set()
+    return passed
+
+
+def _ops_of(name: str, trace: Trace) -> list[Op]:
+    return [trace.ops[use.op] for use in trace.uses[name] if use.reached and use.op >= 0]
+
+
+def _reads(lineage: Lineage, op: Op, other: Op) -> bool:
+    """Whether an op is computed from what another one gives."""
+    return any(lineage.descends(value, result) for value in op.inputs for result in other.outputs)
+
+
+def _bypassed(lineage: Lineage, op: Op, value: int) -> bool:
+    """Whether a value has also come from the inputs, or from what an op reads, by a way around that op."""
+    todo, seen = [value], set(op.outputs)
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if any(lineage.descends(value, result) for result in op.outputs):
+            producer = lineage.trace.producer(value)
+            todo += producer.inputs if producer is not None else ()
+        elif lineage.is_activation(value) or any(lineage.descends(read, value) for read in op.inputs):
+            return True
+    return False
 
 
 def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates, given: Mapping[str, Place]) -> list[str]:

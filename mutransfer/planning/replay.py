@@ -3,7 +3,7 @@ on one operand of any op."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +69,35 @@ class Recording(Tracer):
         self._steps.append(_Step(func, args, kwargs, results, index, torch.is_grad_enabled()))
         return out
 
-    def replay(self, parameters: Mapping[str, Tensor], factors: Mapping[tuple[int, int], Tensor]) -> list[Tensor]:
-        """The outputs once more.
+    @property
+    def ends(self) -> list[Tensor]:
+        """Every value that depends on a parameter and that nothing differentiable reads: the outputs, a part that the
+        inputs run and the output leaves out, what is rounded to a code."""
+        read: set[int] = set()
+        found: list[Tensor] = []
+        for step in reversed(self._steps):
+            results = [t for t in step.results if t.is_floating_point() and t.requires_grad]
+            found += [t for t in results if id(t) not in read]
+            if results:
+                read.update(map(id, (*tensors_in((step.args, step.kwargs)), *results)))
+        return found
+
+    def results(self, ops: Collection[int]) -> list[Tensor]:
+        """What some ops of the trace give."""
+        return [t for step in self._steps if step.index in ops for t in step.results]
+
+    def replay(
+        self,
+        parameters: Mapping[str, Tensor],
+        factors: Mapping[tuple[int, int], Tensor],
+        wanted: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Recorded values once more, the outputs or others.
 
         Args:
             parameters: by name, instead of the recorded ones.
             factors: (index of an op, position among its tensors) -> what that operand is multiplied by first.
+            wanted: the values.
         """
         values = {at: given.clone() for at, given in self._given.items()}
         values |= {at: parameters[name] for at, name in self.names.items()}
@@ -85,7 +108,7 @@ class Recording(Tracer):
             with torch.set_grad_enabled(step.grad), _float64_by_default():
                 out = _run(step.func, args, kwargs)
             values |= {id(old): new for old, new in zip(step.results, tensors_in((out,)), strict=True)}
-        return [values[id(output)] for output in self.outputs]
+        return [values[id(value)] for value in wanted]
 
 
 def _lookup(values: Mapping[int, Tensor]) -> Any:

@@ -22,6 +22,7 @@ from mutransfer.planning.options import Options
 from mutransfer.planning.parts import with_uses_of_parts
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
+from mutransfer.planning.stacks import block_kinds, block_of
 from mutransfer.planning.trace import evaluating
 from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
 from mutransfer.planning.untouched import untouched_rng
@@ -107,11 +108,18 @@ def _resolve(
         init=options.init,
         base=known.words,
         params=lines,
-        swaps=tuple(placement.swaps),
+        swaps=(*placement.swaps, *depth.swaps(options)),
         attention=attention.set,
         base_forward=own if options.init == "keep" else at_base,
         hyperparameters=options.hyperparameters.set_values(),
-        notes=(*attention.notes, *base_notes, *constant_notes, *placement.notes, *_notes(lines, traced)),
+        notes=(
+            *attention.notes,
+            *base_notes,
+            *constant_notes,
+            *depth.notes(options),
+            *placement.notes,
+            *_notes(lines, traced),
+        ),
     )
 
 
@@ -174,15 +182,18 @@ def _refuse_layer_index(known: Base, own: Forward, options: Options) -> None:
     """Between two depths a block takes the place of any other one: what differs by its index has no counterpart."""
     if not known.stacks.deeper or options.init == "keep":
         return
-    of = known.stacks.templates.of
+    templates = known.stacks.templates
+    sizes = {name: tuple(dim.size for dim in dims) for name, dims in known.dims.items()}
+    kinds = block_kinds(sizes, templates)
     alike: dict[tuple[object, ...], dict[object, str]] = {}
     for name, law in known.own_laws.items():
         if law.kind == "drawn" and not law.measured:
-            sizes = tuple(dim.size for dim in known.dims[name])
-            alike.setdefault(("The init", of(name), sizes), {}).setdefault(law, name)
+            like = ("The init", templates.of(name), sizes[name], kinds.get(block_of(name, templates)))
+            alike.setdefault(like, {}).setdefault(law, name)
     for key, (head_dim, scale) in own.scales.items():
-        alike.setdefault(("The softmax scale", of(key), head_dim), {}).setdefault(scale, key)
-    for (what, template, _), found in alike.items():
+        like = ("The softmax scale", templates.of(key), head_dim, kinds.get(block_of(key, templates)))
+        alike.setdefault(like, {}).setdefault(scale, key)
+    for (what, template, *_), found in alike.items():
         if len(found) > 1:
             one, other = list(found.values())[:2]
             raise RoleError(

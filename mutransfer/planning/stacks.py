@@ -103,8 +103,17 @@ def _residual_blocks(branches: Sequence[Branch], templates: Templates) -> dict[s
     for name in (name for branch in branches for name in branch.terminals):
         stack = templates.stack(name)
         if stack is not None:
-            blocks.setdefault(stack, set()).add(".".join(name.split(".")[: stack.count(".") + 1]))
+            blocks.setdefault(stack, set()).add(block_of(name, templates))
     return blocks
+
+
+def block_kinds(shapes: Mapping[str, tuple[int, ...]], templates: Templates) -> dict[str, frozenset[object]]:
+    """Path of each block -> what tells its kind: the parameters in it and their sizes."""
+    return {
+        path: frozenset((name.removeprefix(path), shapes[name]) for name in members)
+        for blocks in _blocks(shapes, templates).values()
+        for path, members in blocks.items()
+    }
 
 
 def use_ratios(base: Trace, model: Trace, stacks: Stacks) -> Mapping[str, float]:
@@ -122,9 +131,14 @@ def _blocks(names: Iterable[str], templates: Templates) -> _Blocks:
     for name in names:
         stack = templates.stack(name)
         if stack is not None:
-            path = ".".join(name.split(".")[: stack.count(".") + 1])
-            blocks.setdefault(stack, {}).setdefault(path, []).append(name)
+            blocks.setdefault(stack, {}).setdefault(block_of(name, templates), []).append(name)
     return blocks
+
+
+def block_of(name: str, templates: Templates) -> str:
+    """The path of a parameter's innermost block; "" outside of all."""
+    stack = templates.stack(name)
+    return "" if stack is None else ".".join(name.split(".")[: stack.count(".") + 1])
 
 
 def _kind(path: str, members: Iterable[str]) -> _Kind:

@@ -120,12 +120,7 @@ def _of_a_norm(lineage: Lineage, op: Op) -> Ending:
 
 
 def _is_normalization(lineage: Lineage, op: Op) -> bool:
-    name, operands = op.name.rstrip("_"), lineage.operands(op)
-    if "norm" in name and "vector" not in name:
-        return True
-    return name in ("mul", "div") and len(operands) == 2 and any(
-        a != b and lineage.descends(a, source) for a, b in (operands, operands[::-1]) for source in lineage.stream(b)
-    )  # fmt: skip
+    return ("norm" in op.name and "vector" not in op.name) or bool(lineage.normalized(op))
 
 
 def _adds(op: Op) -> bool:

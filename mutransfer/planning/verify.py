@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,20 +56,60 @@ def verify(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise RoleError("A model on meta has no values to verify its residual branches with. Give a small real one.")
+    with _refusing(model), untouched_rng():
+        errors = _all_errors(model, inputs, [branch for branch in branches if branch.terminals])
+    return tuple(_verdict(branch, errors.get(branch.number)) for branch in branches)
+
+
+@contextmanager
+def _refusing(model: nn.Module) -> Iterator[None]:
     try:
-        with untouched_rng():
-            errors = _errors(_Subject(model, inputs), [branch for branch in branches if branch.terminals])
+        yield
     except RuntimeError as error:
         raise RoleError(
             f"The residual branches of {type(model).__name__} cannot be verified, since its forward and backward pass "
             f"in float64 fail ({str(error).splitlines()[0][:160]}). Use a table without depth rules, or another base."
         ) from error
-    return tuple(_verdict(branch, errors.get(branch.number)) for branch in branches)
 
 
-def _errors(subject: _Subject, branches: Sequence[Branch]) -> dict[int, float]:
-    """All at once, which settles it where all are right; else each by itself."""
+def verify_outputs(
+    model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], modules: Sequence[tuple[Branch, str]]
+) -> tuple[Verdict, ...]:
+    """Compares c on all that a module returns with c at the add, for branches that no parameter can be multiplied in.
+
+    Args:
+        modules: a branch, and the path of the module that may return it.
+
+    Raises:
+        RoleError: as `verify`.
+    """
+    with _refusing(model), untouched_rng():
+        errors: dict[int, float] = {}
+        for everywhere in (False, True):
+            subject = _Subject(model, inputs, everywhere=everywhere)
+            left = [(branch, path) for branch, path in modules if branch.number not in errors]
+            together = subject.compare_outputs(left)
+            alone = () if max(together.values(), default=0.0) <= TOLERANCE else left
+            errors |= together
+            for pair in alone:
+                errors |= subject.compare_outputs([pair])
+    return tuple(_verdict(replace(branch, terminals=(path,)), errors.get(branch.number)) for branch, path in modules)
+
+
+def _all_errors(
+    model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], branches: Sequence[Branch]
+) -> dict[int, float]:
+    """Branches that the outputs do not move with are tried once more with weights that pass a signal on, and seen in
+    every stream and every value that nothing reads."""
     groups = _sharing(branches)
+    errors = _errors(_Subject(model, inputs), groups)
+    unseen = [group for group in groups if any(branch.number not in errors for branch in group)]
+    return errors | (_errors(_Subject(model, inputs, everywhere=True), unseen) if unseen else {})
+
+
+def _errors(subject: _Subject, groups: Sequence[Sequence[Branch]]) -> dict[int, float]:
+    """All at once, which settles it where all are right; else each by itself."""
+    branches = [branch for group in groups for branch in group]
     errors = subject.compare(groups)
     if len(errors) == len(branches) and max(errors.values(), default=0.0) <= TOLERANCE:
         return errors
@@ -79,7 +121,7 @@ def _verdict(branch: Branch, error: float | None) -> Verdict:
         why = f"it ends in {branch.blocked_by!r}, which a factor does not pass through"
         return Verdict(branch, False, math.inf, why)
     if error is None:
-        return Verdict(branch, False, math.inf, "nothing that the model returns moves with it")
+        return Verdict(branch, False, math.inf, "nothing that the model computes moves with it")
     why = "" if error <= TOLERANCE else "its terminal times a factor is not the branch times that factor"
     return Verdict(branch, error <= TOLERANCE, error, why)
 
@@ -96,9 +138,17 @@ def _sharing(branches: Sequence[Branch]) -> list[list[Branch]]:
 
 class _Subject:
     """A copy of the model to try factors on: float64, evaluated but for batch norms (an evaluated one passes a factor
-    on that a trained one does not), every parameter that is constant (zero, say) moved away from it."""
+    on that a trained one does not), every parameter that is constant (zero, say) moved away from it.
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> None:
+    Args:
+        everywhere: looks at the streams and at all that the forward pass ends in, the outputs and what they leave
+            out, with weights drawn too small to pass a signal on made as large as it takes.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any], *, everywhere: bool = False
+    ) -> None:
+        self.everywhere = everywhere
         self.model = copy.deepcopy(model).double().eval()
         for module in self.model.modules():
             module.training = isinstance(module, _BatchNorm)
@@ -107,6 +157,8 @@ class _Subject:
             for parameter in self.model.parameters():
                 if parameter.numel() and parameter.max() - parameter.min() < _CONSTANT:
                     parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator), alpha=0.1)
+                if everywhere:
+                    parameter.mul_(_to_pass_on(parameter))
         self.values = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         mapping = isinstance(inputs, Mapping)
         self.args = () if mapping else tuple(_double(value) for value in inputs)
@@ -117,9 +169,31 @@ class _Subject:
 
         Those that nothing moves with are left out.
         """
-        factors = {b.number: 0.5 + (0.618 * i) % 0.4 for i, group in enumerate(groups) for b in group}
+        factors = {b.number: _factor(i) for i, group in enumerate(groups) for b in group}
         folded = self._folded([b for group in groups for b in group], factors)
         recording = self._record(folded)
+        explicit, multipliers = self._explicit(recording, factors)
+        replayed = _gradients(recording, folded, {}, self._seen(recording))
+        error = _difference(replayed, explicit, self._chain(groups, factors))
+        same = all(map(torch.allclose, replayed.outputs, self._seen(recording)))
+        return self._visible(multipliers, explicit, error if same else math.inf)
+
+    def compare_outputs(self, modules: Sequence[tuple[Branch, str]]) -> dict[int, float]:
+        """Branch -> the same where what modules return has the factors."""
+        by_path = {path: _factor(i) for i, path in enumerate(dict.fromkeys(path for _, path in modules))}
+        explicit, multipliers = self._explicit(
+            self._record(self.values), {branch.number: by_path[path] for branch, path in modules}
+        )
+        try:
+            scaled = self._record(self.values, by_path)
+        except _NoTensorError:
+            return dict.fromkeys(multipliers, math.inf)
+        run = _gradients(scaled, self.values, {}, self._seen(scaled))
+        alike = [a.shape for a in run.outputs] == [b.shape for b in explicit.outputs]
+        return self._visible(multipliers, explicit, _difference(run, explicit, {}) if alike else math.inf)
+
+    def _explicit(self, recording: Recording, factors: Mapping[int, float]) -> tuple[_Run, dict[int, Tensor]]:
+        """The run with factors where branches are added, and those factors."""
         own = {branch.number: branch for branch in find_branches(recording.trace)}
         missing = [number for number in factors if number not in own]
         if missing:
@@ -129,12 +203,16 @@ class _Subject:
             )
         multipliers = {n: torch.tensor(c, dtype=torch.float64, requires_grad=True) for n, c in factors.items()}
         at = {(own[n].op, own[n].operand): c for n, c in multipliers.items()}
-        explicit = _gradients(recording, self.values, at)
-        replayed = _gradients(recording, folded, {})
-        error = _difference(replayed, explicit, self._chain(groups, factors))
-        same = all(map(torch.allclose, replayed.outputs, recording.outputs))
-        error = error if same else math.inf
-        return {n: error for n, c in multipliers.items() if self._moves(c, explicit)}
+        return _gradients(recording, self.values, at, self._seen(recording)), multipliers
+
+    def _seen(self, recording: Recording) -> Sequence[Tensor]:
+        if not self.everywhere:
+            return recording.outputs
+        streams = {branch.op for branch in find_branches(recording.trace)}
+        return [*recording.ends, *recording.results(streams)]
+
+    def _visible(self, multipliers: Mapping[int, Tensor], run: _Run, error: float) -> dict[int, float]:
+        return {n: error for n, c in multipliers.items() if self._moves(c, run)}
 
     def _folded(self, branches: Sequence[Branch], factors: Mapping[int, float]) -> dict[str, Tensor]:
         values = dict(self.values)
@@ -144,12 +222,16 @@ class _Subject:
                 values[name] = c * (1 + value) - 1 if name in branch.offset else c * value
         return values
 
-    def _record(self, values: Mapping[str, Tensor]) -> Recording:
+    def _record(self, values: Mapping[str, Tensor], outputs: Mapping[str, float] = MappingProxyType({})) -> Recording:
+        """`outputs`: module -> what all that it returns is multiplied by."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(values[name])
         torch.manual_seed(0)
-        return Recording(copy.deepcopy(self.model), self.args, self.kwargs)
+        model = copy.deepcopy(self.model)
+        for path, factor in outputs.items():
+            model.get_submodule(path).register_forward_hook(_times(factor))
+        return Recording(model, self.args, self.kwargs)
 
     def _chain(self, groups: Sequence[Sequence[Branch]], factors: Mapping[int, float]) -> dict[str, float]:
         """What a folded parameter's gradient is multiplied by to be the explicit one's."""
@@ -170,11 +252,42 @@ class _Run:
         return max((g.abs().max().item() for g in self.gradients.values() if g.numel()), default=0.0)
 
 
-def _gradients(recording: Recording, values: Mapping[str, Tensor], factors: Mapping[tuple[int, int], Tensor]) -> _Run:
-    """Outputs, and the gradients of a fixed random projection of them."""
+class _NoTensorError(Exception):
+    """A module returns more than a tensor."""
+
+
+def _times(factor: float) -> Callable[[nn.Module, Any, Any], Tensor]:
+    def multiply(_module: nn.Module, _args: Any, out: Any) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise _NoTensorError
+        return out * factor
+
+    return multiply
+
+
+def _factor(number: int) -> float:
+    """Between 0.5 and 0.9, another one for each of a few."""
+    return 0.5 + (0.618 * number) % 0.4
+
+
+def _to_pass_on(parameter: Tensor) -> float:
+    """A factor that makes a matrix's entries at least 1 / sqrt(fan-in) large."""
+    if parameter.ndim < 2 or not parameter.numel():
+        return 1.0
+    size = parameter.square().mean().sqrt().item()
+    return max(1.0, parameter[0].numel() ** -0.5 / size) if size else 1.0
+
+
+def _gradients(
+    recording: Recording,
+    values: Mapping[str, Tensor],
+    factors: Mapping[tuple[int, int], Tensor],
+    wanted: Sequence[Tensor],
+) -> _Run:
+    """Some values, and the gradients of a fixed random projection of them."""
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
     torch.manual_seed(0)
-    outputs = recording.replay(leaves, factors)
+    outputs = recording.replay(leaves, factors, wanted)
     torch.manual_seed(1)
     terms = [(out * torch.randn_like(out)).sum() for out in outputs if out.requires_grad]
     if terms:

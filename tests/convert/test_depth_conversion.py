@@ -270,15 +270,25 @@ def test_a_saved_plan_keeps_the_places(tmp_path):
         mt.plan(llama(8), "completep", base=tmp_path / "plan.json")
 
 
+def flat(depth, *, block=lambda: [zoo.PreNorm()]):
+    torch.manual_seed(0)
+    blocks = [layer for _ in range(depth) for layer in block()]
+    return nn.Sequential(nn.Embedding(9, 8), *blocks, nn.Linear(8, 9))
+
+
+def test_stem_and_readout_in_one_list_with_the_blocks_are_outside():
+    """Each stands before the first branch or behind the last one, and there is one at any depth."""
+    plan = mt.plan(flat(6), "completep", base=flat(2), example_inputs=torch.arange(5)[None])
+    outside = {line.name for line in plan if line.place is Place.OUTSIDE}
+    assert outside == {"0.weight", "7.weight", "7.bias"}
+    assert {line.m_depth for line in plan if line.place is not Place.OUTSIDE} == {3.0}
+
+
 def test_the_advice_for_a_flat_list_of_layers_names_one_parameter_alone():
     """`*.weight` would be every weight of the model."""
-
-    def flat(depth):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Embedding(9, 8), *(zoo.PreNorm() for _ in range(depth)), nn.Linear(8, 9))
-
+    chained = {"block": lambda: [zoo.PreNorm(), nn.PReLU()]}
     with pytest.raises(mt.MutransferError, match=r"roles=\{'0\.weight': 'inner'\}"):
-        mt.plan(flat(4), "completep", base=flat(2), example_inputs=torch.arange(5)[None])
+        mt.plan(flat(4, **chained), "completep", base=flat(2, **chained), example_inputs=torch.arange(5)[None])
 
 
 def test_a_base_may_say_the_kind_of_each_of_its_layers():

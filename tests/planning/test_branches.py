@@ -22,6 +22,10 @@ ENDS = {
     zoo.LayerScale: [("gamma1", "layer-scale"), ("gamma2", "layer-scale")],
     zoo.GatedEnd: [("up", "experts")],
     zoo.TokenShift: [("mlp.down", "plain")],
+    zoo.ScaledSkip: [("attention.o", "plain"), ("mlp.down", "plain")],
+    zoo.CentredPostNorm: [("attention.o", "post-norm"), ("mlp.down", "post-norm")],
+    zoo.Packed: [("attention.o", "plain"), ("mlp.down", "plain")],
+    zoo.Pooled: [("gamma", "layer-scale"), ("mlp.down", "plain")],
     zoo.Experts: [("experts.0.down experts.1.down experts.2.down experts.3.down shared.down", "experts")],
 }
 
@@ -74,7 +78,7 @@ def test_norms_on_the_stream_are_those_of_post_norm_blocks_the_last_one_included
         return stream_norms(found, find_branches(found))
 
     expected = [f"blocks.{i}.{n}" for i in range(3) for n in ("norm1.weight", "norm1.bias", "norm2.weight")]
-    for block in (zoo.PostNorm, zoo.DeepNorm):
+    for block in (zoo.PostNorm, zoo.DeepNorm, zoo.CentredPostNorm):
         assert norms(block) == tuple(expected)
     assert norms(zoo.NormAfterTheBlock) == tuple(f"blocks.{i}.out.{n}" for i in range(3) for n in ("weight", "bias"))
     for block in (zoo.PreNorm, zoo.Sandwich, zoo.Parallel, zoo.LayerScale):
@@ -187,3 +191,14 @@ def test_stages_of_different_length_are_stacks_of_their_own():
     assert templates.of("stages.1.blocks.7.weight") == "stages.1.blocks.*.weight"
     assert templates.stack("stages.2.blocks.0.weight") == "stages.2.blocks.*"
     assert templates.of("stages.0.blocks.2.weight") == "stages.0.blocks.2.weight", "this stage is as deep as before"
+
+
+def test_a_stream_that_begins_with_learned_queries_has_its_first_branch_and_positions_are_none():
+    found = branches_of(zoo.Queries(3), (torch.randn(2, 4, zoo.WIDTH),))
+    assert [(b.module, layers(b, f"{b.module}.")) for b in found] == [(f"blocks.{i}", "o") for i in range(3)]
+
+
+def test_a_gain_on_the_skip_connection_is_on_the_stream():
+    found = trace(zoo.Stack(zoo.ScaledSkip, 2), zoo.ids())
+    on_it = set(stream_norms(found, find_branches(found)[1:]))
+    assert on_it == {"blocks.0.skip2", "blocks.1.skip1", "blocks.1.skip2"}, "the first one has no branch before it"

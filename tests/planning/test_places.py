@@ -68,6 +68,11 @@ def test_a_post_norm_stack_has_its_norms_on_the_stream():
     assert found["blocks.*.attention.o.bias"] is Place.TERMINAL
 
 
+def test_gains_on_a_scaled_skip_connection_are_on_the_stream_the_first_blocks_too():
+    found = places(lambda depth: zoo.Stack(zoo.ScaledSkip, depth))
+    assert {n for n, p in found.items() if p is Place.STREAM_NORM} == {"blocks.*.skip1", "blocks.*.skip2"}
+
+
 @pytest.mark.parametrize(
     ("block", "ends"),
     [(zoo.Sandwich, ("after1.weight", "after2.weight")), (zoo.LayerScale, ("gamma1", "gamma2"))],

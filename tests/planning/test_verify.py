@@ -42,6 +42,9 @@ BLOCKS = [
     zoo.LayerScale,
     zoo.GatedEnd,
     zoo.TokenShift,
+    zoo.ScaledSkip,
+    zoo.CentredPostNorm,
+    zoo.Pooled,
     zoo.Experts,
 ]
 DECODER = {
@@ -129,24 +132,49 @@ def test_shared_blocks_are_verified_together_and_not_one_without_the_others():
 
 
 class Unread(nn.Module):
-    """Computes a residual sum and returns something else: nothing can be seen of the branch."""
+    """Computes a residual sum and returns something else."""
 
-    def __init__(self):
+    def __init__(self, times=1.0):
         super().__init__()
-        self.block, self.readout = zoo.PreNorm(), nn.Linear(zoo.WIDTH, 3)
+        self.block, self.readout, self.times = zoo.PreNorm(), nn.Linear(zoo.WIDTH, 3), times
 
     def forward(self, x):
-        self.block(x)
-        return self.readout(x)
+        x = x + self.block.attention(self.block.norm1(x)) * self.times
+        x + self.block.mlp(self.block.norm2(x)) * self.times
+        return self.readout(x.detach())
+
+
+def test_a_branch_that_the_output_leaves_out_is_seen_on_the_stream():
+    inputs = (torch.randn(2, 3, zoo.WIDTH),)
+    branches = find_branches(trace(Unread(), inputs))
+    assert len(branches) == 2
+    assert all(verdict.verified for verdict in verify(Unread(), inputs, branches))
+    wrong = [dataclasses.replace(b, terminals=b.terminals[:1]) for b in branches]
+    assert not any(verdict.verified for verdict in verify(Unread(), inputs, wrong))
 
 
 def test_a_branch_that_moves_nothing_is_not_verified():
     inputs = (torch.randn(2, 3, zoo.WIDTH),)
-    branches = find_branches(trace(Unread(), inputs))
-    verdicts = verify(Unread(), inputs, branches)
+    branches = find_branches(trace(Unread(times=0.0), inputs))
+    verdicts = verify(Unread(times=0.0), inputs, branches)
     assert verdicts
     assert not any(verdict.verified for verdict in verdicts)
-    assert {verdict.why for verdict in verdicts} == {"nothing that the model returns moves with it"}
+    assert {verdict.why for verdict in verdicts} == {"nothing that the model computes moves with it"}
+
+
+class Faint(zoo.PreNorm):
+    """Draws its weights so small that next to nothing passes."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            for parameter in (*self.attention.parameters(), *self.mlp.parameters()):
+                parameter.mul_(1e-4)
+
+
+def test_weights_that_pass_next_to_nothing_on_are_made_larger():
+    model, inputs = stack(Faint)
+    assert all(verdict.verified for verdict in verify(model, inputs, in_blocks(model, inputs)))
 
 
 def test_the_model_and_the_random_state_stay_as_they_are():
