@@ -55,8 +55,8 @@ def prove(build: Build, base: Side, keys: set[Key], templates: Templates) -> Pro
     """Tries every branch of some kinds that the base has."""
     found = _small_enough(build, base)
     if found is None:
-        large = f"a base of more than {MOST_VERIFIED:,} parameters is too large to try it, and could not be made smaller"
-        return Proofs(dict.fromkeys(keys, large))
+        big = f"a base of more than {MOST_VERIFIED:,} parameters is too large to try it, and could not be made smaller"
+        return Proofs(dict.fromkeys(keys, big))
     model, tried = found
     chosen = [branch for branch in tried.branches if key_of(branch, templates) in keys]
     verdicts = verify(model, tried.inputs, chosen)
