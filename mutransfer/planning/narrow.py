@@ -86,15 +86,22 @@ def _patches_of_images(fields: Sequence[Field], values: Mapping[Path, Any]) -> d
 
 
 def _by_factor(config: Any, fields: Sequence[Field]) -> dict[Path, Any]:
-    """The factor on all widths of a config, and its own width with it; its other widths as they are."""
+    """The factor on all widths of a config becomes 1, its own width and those of the configs around it follow; its
+    other widths are multiplied by the factor and stay."""
     values: dict[Path, Any] = {}
-    for factor in fields:
-        if factor.kind is Kind.MULTIPLIER and factor.value > 1:
-            primary = primary_field(inner_config(config, factor.owner))
-            for field in (f for f in fields if f.owner == factor.owner and f.kind is Kind.WIDTH):
-                values[field.path] = int(field.value / factor.value) if field.name == primary else field.value
-            values[factor.path] = 1.0
+    widths = [field for field in fields if field.kind is Kind.WIDTH]
+    for factor in (f for f in fields if f.kind is Kind.MULTIPLIER and f.value > 1):
+        primary = primary_field(inner_config(config, factor.owner))
+        around = [f for f in widths if f.owner != factor.owner and f.owner == factor.owner[: len(f.owner)]]
+        for field in (*around, *(f for f in widths if f.owner == factor.owner)):
+            follows = field.owner != factor.owner or field.name == primary
+            values[field.path] = _over(field.value, factor.value) if follows else field.value
+        values[factor.path] = 1.0
     return values
+
+
+def _over(value: Any, factor: float) -> Any:
+    return mapped(value, lambda size: int(size / factor))
 
 
 def _narrower(value: Any, divisor: float, tied: Mapping[int, int]) -> Any:

@@ -34,6 +34,7 @@ Accept = Callable[[Any], None]
 ATTEMPTS = (
     Sizes(),
     Sizes(patches=4),
+    Sizes(patches=4, by_factor=True),
     Sizes(apart=False),
     Sizes(window=2, groups=4, patches=4),
     Sizes(width=128, patches=4, stage_depth=3),
@@ -44,7 +45,6 @@ ATTEMPTS = (
     Sizes(width=512, head_dim=64, patches=4, vocabulary=1024, positions=1024),
     Sizes(patches=4, fewer_heads=False),
     Sizes(width=192, patches=4, fewer_heads=False, stage_depth=3),
-    Sizes(patches=4, by_factor=True),
     Sizes(width=128, patches=64, vocabulary=1024, positions=1024),
 )
 """Tried in order: from tiny to merely small, each with other ties kept."""
@@ -70,8 +70,12 @@ def shrink(config: Any, accept: Accept, attempts: Sequence[Sizes] = ATTEMPTS) ->
         ShapeError: no attempt is accepted; it carries the first failure.
     """
     failures: list[Exception] = []
+    tried: list[dict[Path, Any]] = []
     for sizes in attempts:
         changes = shrunk_values(config, sizes)
+        if changes in tried:  # a size that this config has nothing of
+            continue
+        tried.append(changes)
         try:
             return _repaired(config, changes, accept, sizes)
         except Exception as error:  # whatever a foreign constructor or forward pass raises

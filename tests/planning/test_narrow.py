@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV2Config, DepthProConfig, EfficientNetConfig, PretrainedConfig, Zamba2Config
+from transformers import (
+    AlignConfig,
+    DeepseekV2Config,
+    DepthProConfig,
+    EfficientNetConfig,
+    PretrainedConfig,
+    Zamba2Config,
+)
 
 from mutransfer.planning.narrow import Sizes
 from mutransfer.planning.shrink import shrunk_values
@@ -30,6 +37,13 @@ def test_a_factor_on_all_widths_becomes_one_and_its_widths_stay() -> None:
     assert values["hidden_dim",] == config.hidden_dim / config.width_coefficient == 1280
     assert ("in_channels",) not in values
     assert ("width_coefficient",) not in shrunk_values(config, Sizes())
+
+
+def test_a_width_around_a_config_with_a_factor_follows_it() -> None:
+    config = AlignConfig()
+    values = shrunk_values(config, Sizes(by_factor=True))
+    assert values["projection_dim",] == config.projection_dim / config.vision_config.width_coefficient == 320
+    assert values["text_config", "hidden_size"] == 64
 
 
 def test_a_patch_that_is_another_parts_image_stays_that() -> None:

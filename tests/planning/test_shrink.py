@@ -135,6 +135,19 @@ def test_what_cannot_be_shrunk_says_so_and_names_the_first_failure() -> None:
         shrink(LlamaConfig(), never, ATTEMPTS[:2])
 
 
+def test_what_failed_is_not_tried_again_under_another_name() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def never(config: Any) -> None:
+        seen.append(config.to_dict())
+        raise RuntimeError("no")
+
+    with pytest.raises(ShapeError):
+        shrink(LlamaConfig(), never, [Sizes(), Sizes(window=2), Sizes(by_factor=True), Sizes(width=128)])
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+
+
 def test_no_field_changes_that_counts_something_else() -> None:
     changed = {path[-1] for path in shrunk_values(LlamaConfig(), Sizes())}
     known = {field.name for field in fields_of(LlamaConfig()) if field.kind is not Kind.FIXED}
