@@ -245,6 +245,7 @@ class TestSumsOfWeights:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sees GPT-2's transposed layers by itself
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 class TestModels:
     """The grid of experiments/adapters.py at three widths."""
