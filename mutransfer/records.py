@@ -106,6 +106,8 @@ def jsonable(value: Any) -> Any:
 def write_text(path: str | Path, text: str) -> Path:
     """Writes the file whole or not at all (a temporary file beside it, then a rename); makes missing folders.
 
+    Half a surrogate pair, which UTF-8 cannot hold and a text of others may, is written as its escape.
+
     Raises:
         RunError: no permission, or a full disk.
     """
@@ -114,7 +116,7 @@ def write_text(path: str | Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)

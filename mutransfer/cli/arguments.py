@@ -35,7 +35,8 @@ class Arguments:
 
 
 def parse(verb: str, words: Sequence[str]) -> Arguments:
-    """Raises ConfigError for an unknown flag, or a flag without its value."""
+    """Raises ConfigError for an unknown flag, a flag without its value, or a word that is not UTF-8."""
+    _refuse_undecodable(words)
     arguments = Arguments()
     rest = iter(words)
     for word in rest:
@@ -48,6 +49,19 @@ def parse(verb: str, words: Sequence[str]) -> Arguments:
         else:
             arguments.positional.append(word)
     return arguments
+
+
+def _refuse_undecodable(words: Sequence[str]) -> None:
+    """Linux takes any bytes as a file's name; our JSON, pages and printed lines are text."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise ConfigError(
+                f"'{shown}' is not UTF-8, and no config or report can hold such a name. Rename that file or folder, or "
+                "choose another."
+            ) from None
 
 
 def _is_folder(word: str) -> bool:

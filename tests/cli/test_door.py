@@ -202,6 +202,26 @@ def test_words_are_told_apart() -> None:
         parse("train", ["-m"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["transfer", "f\udcffx"],
+        ["transfer", "run", "--target", "f\udcffx"],
+        *([verb, "model=mlp", "data=digits", "run_dir=f\udcffx"] for verb in VERBS if verb != "transfer"),
+    ],
+)
+def test_a_name_that_is_not_utf8_is_called_that(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f\udcffx").mkdir()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "f\\xffx' is not UTF-8" in error
+    assert error.count("\n") == 1
+    assert parse("transfer", ["f\u00ffx"]).positional == ["f\u00ffx"]
+
+
 def test_a_run_dir_may_look_like_an_override(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my runs" / "lr=2").mkdir(parents=True)

@@ -239,7 +239,7 @@ def test_one_damaged_record_gets_one_sentence(
 def test_what_a_foreign_store_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     plant(Path("run"), "parameterization=mup", "data=text", "data.path=gone.txt")
     with sqlite3.connect(Path("run") / FILE_NAME) as db:
-        evil = "m\x1b[2J\x07up\u202e"
+        evil = "m\x1b[2J\x07up\u202e\udcff"
         for table, name in (("run", "record"), ("point", "config")):
             db.execute(f"UPDATE {table} SET {name} = replace({name}, '\"mup\"', ?)", (json.dumps(evil),))
     db.close()
@@ -248,6 +248,7 @@ def test_what_a_foreign_store_says_cannot_steer_the_terminal(capsys: pytest.Capt
     said = capsys.readouterr()
     assert "m?[2J?up?" in said.out
     assert "m?[2J?up?" in said.err
+    assert "up\u202e\\udcff" in Path("run/report.html").read_text(encoding="utf-8")
     assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
 
 
@@ -365,7 +366,9 @@ def test_a_sweep_that_diverged_everywhere_says_what_to_do(capsys: pytest.Capture
     db.close()
     assert main(["transfer", "run"]) == 3
     out = capsys.readouterr().out
-    assert out.startswith("undecided: mup diverged at every value of optimizer.lr at size 32, 64, 128: add smaller ones")
+    assert out.startswith(
+        "undecided: mup diverged at every value of optimizer.lr at size 32, 64, 128: add smaller ones"
+    )
 
 
 def test_a_sweep_that_failed_everywhere_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
