@@ -39,7 +39,9 @@ def number(text: str) -> Number:
             raise ValueError(f"longer than {_LONGEST} characters")
         value = _value(ast.parse(text.strip(), mode="eval").body)
         if not math.isfinite(value):
-            raise ValueError("not finite")
+            raise OverflowError
+    except OverflowError:
+        raise ConfigError(f"{text!r} must be finite; the largest number is about 1.8e308.") from None
     except (ValueError, SyntaxError, ArithmeticError, RecursionError, MemoryError):
         raise ConfigError(
             f"{text[:_LONGEST]!r} is not a number. Write one such as 0.001, 3e-4*2 or 2**-10 (+ - * / ** only)."
