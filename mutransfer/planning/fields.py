@@ -62,7 +62,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         Kind.FIXED,
-        r".*pos_emb_(height|width|time)|n_layers_per_.*|num_feat_extract_layers|(.*_)?(pre|post)net_layers|num_layers_per_stack",
+        r"patch_embed_hidden_size|.*pos_emb_(height|width|time)|n_layers_per_.*|num_feat_extract_layers|(.*_)?(pre|post)net_layers|num_layers_per_stack",
     ),
     (Kind.DEPTH, r"(.*_)?(num_hidden_layers|num_layers)|n_layers?|layers|(.*_)?depths?|stage_num_blocks"),
     (Kind.DEPTH, r"(.*_)?(encoder|decoder|text|speech)_layers|num_blocks|(.*_)?encoder_blocks|[lrx]_layers"),
