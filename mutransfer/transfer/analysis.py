@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mutransfer.errors import ConfigError, nearest
+from mutransfer.errors import ConfigError, RunError, nearest
 from mutransfer.records import TrialRecord
 from mutransfer.transfer.axis import find_axis
 from mutransfer.transfer.cap import cap
@@ -104,6 +104,7 @@ def analyze_records(
     axis = direction(given, first) if axis is None else axis
     alike = functools.partial(analyze, axis=axis, level=level, draws=draws, seed=seed)
     selection = select(given, axis, first, unfinished)
+    _some_size_ran(selection)
     report = _with(alike(selection.points, x=first, subject=subject), selection, subject is None)
     beside = {}
     for key in others:
@@ -111,6 +112,19 @@ def analyze_records(
         if kept := _complete(selection.points):
             beside[key] = _with(alike(kept, x=key), selection, False)
     return dataclasses.replace(report, hyperparameters=beside)
+
+
+def _some_size_ran(selection: Selection) -> None:
+    """Raises RunError where only failures stand between a parameterization and its second size."""
+    for name in dict.fromkeys(point.parameterization for point in selection.points):
+        ran = {point.size for point in selection.points if point.parameterization == name}
+        lost = [p for p in selection.failed if p.parameterization == name and p.size not in ran]
+        if len(ran) < MIN_SIZES and lost and not is_control(name):
+            sizes = ", ".join(f"{size:g}" for size in sorted({point.size for point in lost}))
+            raise RunError(
+                f"{name}: all {len(lost)} trials at size {sizes} failed, and transfer needs {MIN_SIZES} sizes: mend what "
+                "they failed of, and run the same sweep again with engine.retry_failed=true."
+            )
 
 
 def _with(report: TransferReport, selection: Selection, any_subject: bool) -> TransferReport:
@@ -135,6 +149,8 @@ def _validate(points: Sequence[Point], level: float, draws: int) -> None:
     for point in points:
         if not (0 < point.lr < math.inf and 0 < point.size < math.inf):
             raise ConfigError(f"{point} must have a positive value and size: both are plotted in octaves.")
+        if math.isnan(point.loss):
+            raise ConfigError(f"{point} has no loss: leave it out, or give inf where training diverged.")
     cells: dict[tuple[object, ...], float] = {}
     for point in points:
         key = (point.parameterization, point.size, point.lr, point.seed)
@@ -170,12 +186,12 @@ def _analyzable(
         short = [curve for curve in curves if curve.usable.sum() < MIN_VALUES]
         whole = [curve for curve in curves if curve.usable.sum() >= MIN_VALUES]
         if len(whole) < MIN_SIZES and name in subjects:
-            raise ConfigError(_too_few(name, curves, short, x))
+            raise ConfigError(_too_few(name, curves, short, x) + _without(name, points, subjects))
         if len(whole) < MIN_SIZES:
             notes.append(f"{name}: left out, since {_too_few(name, curves, short, x)}")
         else:
             kept[name], left_out[name] = whole, short
-            notes += [*_short_notes(name, short, x), *_seed_notes(name, whole)]
+            notes += [*_short_notes(name, short, x), *_seed_notes(name, whole), *_coarse_notes(name, whole)]
     return kept, left_out, notes
 
 
@@ -194,6 +210,13 @@ def _too_few(name: str, curves: Sequence[Curve], short: Sequence[Curve], x: str)
     )
 
 
+def _without(name: str, points: Sequence[Point], subjects: Sequence[str]) -> str:
+    """How to judge the others alone, where some of them were swept well enough."""
+    whole = {point.parameterization for point in _complete(points)}
+    others = [other for other in subjects if other != name and other in whole]
+    return f" To judge what was swept: subject={others[0]}." if others else ""
+
+
 def _counts(curves: Sequence[Curve]) -> str:
     return ", ".join(f"{int(curve.usable.sum())} at size {curve.size:g}" for curve in curves)
 
@@ -209,6 +232,17 @@ def _seed_notes(name: str, curves: Sequence[Curve]) -> list[str]:
         return []
     return [
         f"{name}: seeds differ between values at size {loose}, so their spread counts in full and intervals are wider."
+    ]
+
+
+def _coarse_notes(name: str, curves: Sequence[Curve]) -> list[str]:
+    """Where one size's values lie further apart than another's: their fits' errors differ, and no interval knows it."""
+    if len({bool(curve.between()) for curve in curves}) < 2:
+        return []
+    coarse = ", ".join(f"{curve.size:g}" for curve in curves if curve.between())
+    return [
+        f"{name}: the values tried at size {coarse} lie further apart than elsewhere, so the best one may be off by more "
+        "than its interval says: add those between."
     ]
 
 

@@ -83,7 +83,8 @@ class Noise:
     def _from(cls, parts: Mapping[float, Residuals], at: float) -> Noise:
         values = np.concatenate([part.values for part in parts.values()])
         octaves = np.concatenate([part.octaves for part in parts.values()])
-        common = float(np.mean(values[np.abs(octaves) <= 2] ** 2))
+        near = max(2, int(np.abs(octaves).min()))
+        common = float(np.mean(values[np.abs(octaves) <= near] ** 2))
         level = {int(o): _shrunk(values[octaves == o], common) for o in np.unique(octaves)}
         scaled = {size: _scaled(part, level) for size, part in parts.items()}
         own = {size: _shrunk(values, 1.0, parts[size].freedom) for size, values in scaled.items()}

@@ -140,7 +140,7 @@ def residuals(curve: Curve) -> Residuals:
     y = curve.losses[:, curve.usable]
     x = curve.x[curve.usable]
     lowest = int(curve.mean[curve.usable].argmin())
-    window = curve.valley.window(int(np.clip(lowest, 1, len(x) - 2)))
+    window = curve.valley.used
     seed, freedom, inflation = _seed_effects(y[:, window], curve.paired)
     left = y - seed[:, None]
     left = left - np.nanmean(left, axis=0)

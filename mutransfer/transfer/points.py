@@ -80,7 +80,7 @@ def points_from_records(
 
     A trial at the base size stands for every parameterization that was swept, since there they all train alike.
     Where other settings were swept too, each parameterization keeps the one that covers most sizes and, among
-    those, reaches the lowest loss at the smallest size: the one a user would carry over.
+    those, reaches the lowest loss at the smallest size that all have: the one a user would carry over.
 
     Raises:
         RunError: no finished trial, or trials on different data.
@@ -229,7 +229,7 @@ def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
     for trial in _without_followers(trials):
         groups[trial.setting].append(trial)
     finished = {s: done for s, group in groups.items() if (done := [t for t in group if t.state == "finished"])}
-    chosen = max(finished, key=lambda setting: _rank(finished[setting]))
+    chosen = _chosen(finished)
     varying = _difference(list(finished))
     if not varying:
         return groups[chosen], []
@@ -238,14 +238,30 @@ def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
     return groups[chosen], [f"{len(finished)} settings were swept; this is the one at {fixed}."]
 
 
-def _rank(trials: Sequence[_Trial]) -> tuple[int, float, int]:
-    """Sizes covered by enough values, then the best loss at the smallest size."""
+def _chosen(groups: Mapping[str, Sequence[_Trial]]) -> str:
+    """The setting with most sizes covered by enough values; among such, the best loss at the smallest common size.
+
+    Settings without a common size cannot be compared by loss, since a larger model has a lower one: most trials count.
+    """
+    covered = {setting: _covered(trials) for setting, trials in groups.items()}
+    most = max(map(len, covered.values()))
+    rivals = [setting for setting in groups if len(covered[setting]) == most]
+    common = set.intersection(*({t.point.size for t in groups[setting]} for setting in rivals))
+    at = min(common, default=None)
+
+    def rank(setting: str) -> tuple[float, int]:
+        losses = [t.point.loss for t in groups[setting] if t.point.size == at]
+        return -min(losses, default=math.inf), len(groups[setting])
+
+    return max(rivals, key=rank)
+
+
+def _covered(trials: Sequence[_Trial]) -> set[float]:
+    """The sizes with enough values."""
     values: dict[float, set[float]] = defaultdict(set)
     for trial in trials:
         values[trial.point.size].add(trial.point.lr)
-    covered = sum(len(at_size) >= MIN_VALUES for at_size in values.values())
-    smallest = min(values)
-    return covered, -min(t.point.loss for t in trials if t.point.size == smallest), len(trials)
+    return {size for size, tried in values.items() if len(tried) >= MIN_VALUES}
 
 
 def _without_followers(trials: Sequence[_Trial]) -> list[_Trial]:

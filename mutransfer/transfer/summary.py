@@ -114,11 +114,11 @@ def _regret(fit: Fit, level: float) -> Interval:
 def _optimum(fit: Fit, index: int, level: float) -> Optimum:
     curve, position, resampled = fit.curves[index], fit.measured.position, fit.resampled
     draws = None if resampled is None else resampled.position[:, index]
-    log2 = _at_the_end(curve) if curve.bound else _of(fit, float(position[index]), draws, level)
+    log2 = at_the_end(curve) if curve.bound else _of(fit, float(position[index]), draws, level)
     line = position.mean() + fit.slope(position) * (fit.sizes - fit.sizes.mean())
     return Optimum(
         size=curve.size,
-        lr=_exponential(log2),
+        lr=exponential(log2),
         log2=log2,
         loss=float(fit.measured.loss[index]),
         curvature=_curvature(fit, index, level),
@@ -129,12 +129,12 @@ def _optimum(fit: Fit, index: int, level: float) -> Optimum:
     )
 
 
-def _at_the_end(curve: Curve) -> Interval:
+def at_the_end(curve: Curve) -> Interval:
     """The last tried value: a fit through the points on one side of an optimum does not know where it is."""
     return Interval(float(curve.x[curve.lowest]), reason="it lies at the end of the tried values, or beyond")
 
 
-def _exponential(log2: Interval) -> Interval:
+def exponential(log2: Interval) -> Interval:
     value, low, high = (None if end is None else 2.0**end for end in (log2.value, log2.low, log2.high))
     return Interval(value, low, high, log2.reason)
 

@@ -22,7 +22,7 @@ from mutransfer.transfer.fit import fit
 from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, as_records, select, swept
 from mutransfer.transfer.result import TransferReport
-from mutransfer.transfer.summary import ONE_SEED
+from mutransfer.transfer.summary import ONE_SEED, at_the_end, exponential
 from mutransfer.transfer.values import TOGETHER, RoleValues, TransferredValue, role_values
 
 _DEFAULTS = {"parameterization.form": "auto", "parameterization.init": "rescale", "parameterization.scale": "heads"}
@@ -89,7 +89,8 @@ def transfer_hyperparameters(
 
     Args:
         source: a report of `analyze_records`, or the trial records of a sweep.
-        target: the sizes to train at, by axis or by config key: {"width": 1024} or {"model.width": 1024}.
+        target: the sizes to train at, by axis or by config key: {"width": 1024} or {"model.width": 1024}. The swept
+            one stays the largest proxy's where it is not given.
         parameterization: which one to carry over; by default the report's subject.
 
     Raises:
@@ -102,6 +103,7 @@ def transfer_hyperparameters(
         else _tuned(source, parameterization)
     )
     _only_ruled(proxy, sizes)
+    sizes = {proxy.axis.name: proxy.size, **sizes}
     values = (_lr(proxy), *_own(proxy))
     settings = _override_parts(proxy, sizes)
     override = " ".join([*settings, *(f"{one.key}={exact(one.value)}" for one in values)])
@@ -169,6 +171,8 @@ def _tuned(records: Iterable[TrialRecord | Mapping[str, Any]], name: str | None)
     alone = fit(whole, LEVEL, DRAWS, np.random.default_rng(0))
     draws = None if alone.resampled is None else 2.0 ** alone.resampled.position[:, 0]
     best = interval(2.0 ** float(alone.measured.position[0]), draws, LEVEL, None if draws is not None else ONE_SEED)
+    if whole[0].bound:
+        best = exponential(at_the_end(whole[0]))
     cautions = ["one proxy size only: that the optimum stays is taken from the table, not measured"]
     if whole[0].missing():
         cautions.append("the best value is not between tried ones; extend the proxy's grid")

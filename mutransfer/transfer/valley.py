@@ -22,7 +22,9 @@ WALL = 1.5
 
 @dataclass(frozen=True)
 class Local:
-    """Least squares around one possible lowest point, as rows: a coefficient is then one product with the losses.
+    """Least squares around a lowest point, as rows: a coefficient is then one product with the losses.
+
+    Of one curve, or of many along the first axes of every array.
 
     Attributes:
         slope, quadratic: of a parabola through the window.
@@ -34,39 +36,38 @@ class Local:
     slope: Array
     quadratic: Array
     cubic: Array
-    weight: float
-    cube: tuple[float, float]
+    weight: Array
+    cube: Array
+
+    def parabola(self, y: Array, cubic: Array) -> tuple[Array, Array]:
+        """Slope and quadratic coefficient around the lowest point, beside this cubic."""
+        slope = _dot(self.slope, y) - cubic * self.cube[..., 0]
+        return slope, _dot(self.quadratic, y) - cubic * self.cube[..., 1]
 
 
 @dataclass(frozen=True)
 class Valley:
-    """One curve's values and the fits around each of them that may turn out lowest.
+    """One curve's values and what its fit uses.
 
     Attributes:
-        lowest: index of the value that the mean curve's fit is centred on.
+        lowest: index of the value that the fit is centred on.
+        used: the values that it uses.
     """
 
     x: Array
-    local: tuple[Local, ...]
     lowest: int
+    used: NDArray[np.bool_]
 
     @classmethod
     def over(cls, x: Array, mean: Array) -> Valley:
-        """For curves whose points scatter around `mean`; all losses are finite, and there are at least three."""
-        inside = _inside(x, mean)
-        local = tuple(_local(x, inside, centre) for centre in range(len(x)))
-        return cls(x, local, int(np.clip(mean.argmin(), 1, len(x) - 2)))
+        """All losses are finite, and there are at least three."""
+        return cls(x, int(centres(x, mean)), windows(x, mean))
 
-    def window(self, centre: int) -> NDArray[np.bool_]:
-        """The points that the fit around this lowest point uses."""
-        used: NDArray[np.bool_] = self.local[centre].slope != 0
-        used |= self.local[centre].quadratic != 0
-        return used
 
-    def rows(self, centre: NDArray[np.intp], name: str) -> Array:
-        """That part of the fit around each curve's lowest point."""
-        every: Array = np.array([getattr(local, name) for local in self.local])[centre]
-        return every
+def centres(x: Array, y: Array) -> NDArray[np.intp]:
+    """The lowest point of every curve that has a neighbour on each side."""
+    inner: NDArray[np.intp] = np.clip(y.argmin(-1), 1, len(x) - 2)
+    return inner
 
 
 def positions(valleys: Sequence[Valley], losses: Sequence[Array]) -> list[Array]:
@@ -77,9 +78,9 @@ def positions(valleys: Sequence[Valley], losses: Sequence[Array]) -> list[Array]
     drift. A cubic term per size would cost most of the precision; a common one costs little.
     A fit that bends the wrong way says nothing about the optimum: the lowest measured point stands.
     """
-    centres = [np.clip(y.argmin(-1), 1, len(v.x) - 2) for v, y in zip(valleys, losses, strict=True)]
-    cubic = _cubic(valleys, centres, losses)
-    return [_position(v, c, y, cubic) for v, c, y in zip(valleys, centres, losses, strict=True)]
+    fits = [_around(v.x, centres(v.x, y), windows(v.x, y)) for v, y in zip(valleys, losses, strict=True)]
+    cubic = _cubic(fits, losses)
+    return [_position(v.x, fit, y, cubic) for v, fit, y in zip(valleys, fits, losses, strict=True)]
 
 
 def curvatures(valleys: Sequence[Valley], losses: Sequence[Array], at: Sequence[Array]) -> list[Array]:
@@ -89,32 +90,25 @@ def curvatures(valleys: Sequence[Valley], losses: Sequence[Array], at: Sequence[
     scatters around what was measured. In a flat valley, windows that follow the noise would see other slopes than the
     measured one.
     """
-    centres = [np.full(y.shape[:-1], v.lowest) for v, y in zip(valleys, losses, strict=True)]
-    cubic = _cubic(valleys, centres, losses)
-    each = zip(valleys, centres, losses, at, strict=True)
-    return [_parabola(v, c, y, cubic)[1] + 3 * cubic * (there - v.x[v.lowest]) for v, c, y, there in each]
+    fits = [_fit(v.x, v.lowest, v.used) for v in valleys]
+    cubic = _cubic(fits, losses)
+    each = zip(valleys, fits, losses, at, strict=True)
+    return [fit.parabola(y, cubic)[1] + 3 * cubic * (there - v.x[v.lowest]) for v, fit, y, there in each]
 
 
-def _cubic(valleys: Sequence[Valley], centres: Sequence[NDArray[np.intp]], losses: Sequence[Array]) -> Array:
+def _cubic(fits: Sequence[Local], losses: Sequence[Array]) -> Array:
     """The cubic coefficient that all sizes share: their own ones, weighted by precision."""
-    weights = [v.rows(c, "weight") for v, c in zip(valleys, centres, strict=True)]
-    cubics = [_dot(v.rows(c, "cubic"), y) for v, c, y in zip(valleys, centres, losses, strict=True)]
+    cubics = [_dot(fit.cubic, y) for fit, y in zip(fits, losses, strict=True)]
+    weights = [np.broadcast_to(fit.weight, c.shape) for fit, c in zip(fits, cubics, strict=True)]
     total = np.sum(weights, axis=0)
     weighted = np.sum([w * c for w, c in zip(weights, cubics, strict=True)], axis=0)
     mean: Array = np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0)
     return mean
 
 
-def _parabola(valley: Valley, centre: NDArray[np.intp], y: Array, cubic: Array) -> tuple[Array, Array]:
-    """Slope and quadratic coefficient around the centre, beside this cubic."""
-    cube = valley.rows(centre, "cube")
-    slope = _dot(valley.rows(centre, "slope"), y) - cubic * cube[..., 0]
-    return slope, _dot(valley.rows(centre, "quadratic"), y) - cubic * cube[..., 1]
-
-
-def _position(valley: Valley, centre: NDArray[np.intp], y: Array, cubic: Array) -> Array:
-    x = valley.x
-    slope, quadratic = _parabola(valley, centre, y, cubic)
+def _position(x: Array, fit: Local, y: Array, cubic: Array) -> Array:
+    centre = centres(x, y)
+    slope, quadratic = fit.parabola(y, cubic)
     root = quadratic + np.sqrt(np.maximum(quadratic**2 - 3 * slope * cubic, 0))
     bends = (quadratic**2 > 3 * slope * cubic) & (root > 0)
     step = np.where(bends, -slope / np.where(bends, root, 1.0), x[y.argmin(-1)] - x[centre])
@@ -127,32 +121,41 @@ def _dot(rows: Array, y: Array) -> Array:
     return product
 
 
-def _inside(x: Array, mean: Array) -> NDArray[np.bool_]:
-    """The points that are not up the wall: towards divergence a loss follows no polynomial.
+def windows(x: Array, y: Array) -> NDArray[np.bool_]:
+    """The points that each curve's fit uses: near its lowest one and not up the wall, and at least three.
 
-    A wall stands on one side only, so a point must be too high for the other side as well as for the bottom: a flat
-    valley's neighbours alone, a little above the lowest point by luck, would make walls of both its slopes.
+    Towards divergence a loss follows no polynomial. A wall stands on one side only, so a point must be too high for
+    the other side as well as for the bottom: a flat valley's neighbours alone, a little above the lowest point by
+    luck, would make walls of both its slopes.
     """
-    lowest = int(mean.argmin())
-    away = np.abs(x - x[lowest])
-    bend = np.divide(mean - mean[lowest], away**2, out=np.zeros_like(away), where=away > 0)
-    centre = int(np.clip(lowest, 1, len(x) - 2))
-    near = away <= REACH + 1e-9
-    sides = (near & (x < x[lowest]), near & (x > x[lowest]))
-    gentle = min(float(bend[side].max(initial=0.0)) for side in sides)
-    inside: NDArray[np.bool_] = bend <= WALL * max(float(bend[centre - 1 : centre + 2].max()), gentle)
-    return inside
+    lowest, centre = y.argmin(-1), centres(x, y)
+    away = np.abs(x - x[lowest][..., None])
+    bend = np.divide(y - y.min(-1, keepdims=True), away**2, out=np.zeros_like(y), where=away > 0)
+    beside = np.abs(np.arange(len(x)) - centre[..., None]) <= 1
+    sides = [(away <= REACH + 1e-9) & side for side in (x < x[lowest][..., None], x > x[lowest][..., None])]
+    gentle = np.minimum(*(np.where(side, bend, 0.0).max(-1) for side in sides))
+    line = WALL * np.maximum(np.where(beside, bend, 0.0).max(-1), gentle)
+    near = np.abs(x - x[centre][..., None]) <= REACH + 1e-9
+    used: NDArray[np.bool_] = (near & (bend <= line[..., None])) | beside
+    return used
 
 
-def _local(x: Array, inside: NDArray[np.bool_], centre: int) -> Local:
-    used = inside & (np.abs(x - x[centre]) <= REACH + 1e-9)
-    nearest = int(np.clip(centre, 1, len(x) - 2))
-    used[nearest - 1 : nearest + 2] = True
-    return _fit(tuple(np.round(x - x[centre], 9).tolist()), tuple(used.tolist()))
+def _around(x: Array, centre: NDArray[np.intp], used: NDArray[np.bool_]) -> Local:
+    """The fit of every curve; curves mostly share a few windows."""
+    keys = np.concatenate([centre[..., None], used], axis=-1).reshape(-1, len(x) + 1)
+    distinct, which = np.unique(keys, axis=0, return_inverse=True)
+    fits = [_fit(x, int(key[0]), key[1:].astype(bool)) for key in distinct]
+    each = which.reshape(centre.shape)
+    names = ("slope", "quadratic", "cubic", "weight", "cube")
+    return Local(*(np.stack([getattr(fit, name) for fit in fits])[each] for name in names))
+
+
+def _fit(x: Array, centre: int, used: NDArray[np.bool_]) -> Local:
+    return _rows(tuple(np.round(x - x[centre], 9).tolist()), tuple(used.tolist()))
 
 
 @functools.lru_cache(maxsize=1024)
-def _fit(offsets: tuple[float, ...], used: tuple[bool, ...]) -> Local:
+def _rows(offsets: tuple[float, ...], used: tuple[bool, ...]) -> Local:
     """Sweeps mostly repeat one grid at every size, and so these."""
     near, chosen = np.array(offsets)[list(used)], list(used)
     parabola, cubic = np.zeros((2, len(offsets))), np.zeros(len(offsets))
@@ -160,8 +163,8 @@ def _fit(offsets: tuple[float, ...], used: tuple[bool, ...]) -> Local:
     if len(near) > 3:
         cubic[chosen] = np.linalg.pinv(np.vander(near, 4, increasing=True))[3]
     cube = parabola @ np.array(offsets) ** 3
-    weight = 1 / float(cubic @ cubic) if cubic.any() else 0.0
-    return Local(parabola[0], parabola[1], cubic, weight, (float(cube[0]), float(cube[1])))
+    weight = np.array(1 / float(cubic @ cubic) if cubic.any() else 0.0)
+    return Local(parabola[0], parabola[1], cubic, weight, cube)
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from mutransfer.transfer.bootstrap import Interval
@@ -37,7 +38,7 @@ def _outside(drift: Interval, regret: Interval) -> tuple[str, ...]:
     if drift.low is not None and drift.low > MAX_DRIFT:
         reasons.append(f"the drift is at least {drift.low:.2f} octaves per doubling; the line is {MAX_DRIFT:g}")
     if regret.low is not None and regret.low > MAX_REGRET:
-        reasons.append(f"the regret is at least {regret.low:.2%}; the line is {MAX_REGRET:.1%}")
+        reasons.append(f"{_cost('is at least', regret.low)}; the line is {MAX_REGRET:.1%}")
     return tuple(reasons)
 
 
@@ -49,5 +50,11 @@ def _unsure(drift: Interval, regret: Interval, first: str) -> tuple[str, ...]:
             f"the drift may be as high as {drift.high:.2f} octaves per doubling; {first or 'add seeds or sizes'}"
         )
     if regret.high is not None and regret.high > MAX_REGRET:
-        reasons.append(f"the regret may be as high as {regret.high:.2%}; {first or 'add seeds'}")
+        reasons.append(f"{_cost('may be as high as', regret.high)}; {first or 'add seeds'}")
     return tuple(reasons)
+
+
+def _cost(how: str, regret: float) -> str:
+    if math.isfinite(regret):
+        return f"the regret {how} {regret:.2%}"
+    return f"the regret {how} that of training that diverges"

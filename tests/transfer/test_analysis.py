@@ -212,6 +212,20 @@ class TestOpenEnds:
         assert found.verdict == "does not transfer"  # the drift alone says so
 
 
+class TestGridsThatAreNotAlike:
+    def test_where_the_best_value_alone_has_one_seed_the_noise_is_that_of_the_nearest_values(self):
+        """Three octaves apart: none lies within two of the best one."""
+        points = [p for p in parabola(lrs=range(-12, 1, 3)) if p.lr != 2**-6 or p.seed == 0]
+        found = analyze(points)["mup"]
+        assert math.isfinite(found.slope.high)
+        assert all(-12 <= best.log2.low <= best.log2.high <= 0 for best in found.optimum)
+
+    def test_one_size_with_values_further_apart_is_noted(self):
+        points = [p for p in parabola(lrs=range(-10, -1)) if p.size != 32 or math.log2(p.lr) % 2 == 0]
+        assert any("size 32 lie further apart than elsewhere" in note for note in analyze(points).notes)
+        assert not any("further apart" in note for note in analyze(parabola(lrs=range(-10, -1, 2))).notes)
+
+
 class TestBeside:
     def test_curvature_is_what_an_octave_costs(self):
         found = analyze(parabola())["mup"]
@@ -311,6 +325,8 @@ class TestBadInput:
             ([p for p in parabola() if p.lr < 2**-7.5], "too few values of optimizer.lr .*2 at size 32"),
             ([p for p in parabola() if p.size == 32], "size 32 only; transfer needs at least 2 sizes"),
             ([Point("mup", 32, 0.0, 0, 2.0)], "positive value"),
+            ([Point("mup", 32, 2**-6, 0, math.nan)], "has no loss"),
+            ([*parabola(), Point("ntk", 128, 2**-6, 0, 2.0)], "To judge what was swept: subject=mup"),
             ([*parabola(), Point("mup", 32, 2**-6, 0, 9.0)], "keep one setting"),
         ],
     )

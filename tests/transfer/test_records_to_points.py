@@ -215,3 +215,26 @@ class TestTrialsWithoutAResult:
             again = extension_overrides(analyze_records([*records, *failed([other])]))
             assert again == [f"{x} engine.retry_failed=true" if "width=64" in x else x for x in plain]
             assert again != plain
+
+
+def test_settings_are_compared_at_a_size_that_both_have(trial):
+    """The setting that begins at a wider model has lower losses there, and is worse at the only common size."""
+    best = {(1.0, 32): 2.6, (1.0, 64): 2.3, (2.0, 64): 2.45, (2.0, 128): 2.15}
+    records = [
+        trial("mup", width, k, seed, loss=loss + 0.1 * (k + 6) ** 2, output_mult=mult)
+        for (mult, width), loss in best.items()
+        for k in range(-8, -3)
+        for seed in (0, 1)
+    ]
+    assert {point.size for point in points_from_records(records)} == {32, 64}
+
+
+def test_a_sweep_whose_other_sizes_all_failed_says_so(trial):
+    records = [
+        trial("mup", width, k, seed, loss=2 + 0.1 * (k + 6) ** 2, status="done" if width == 32 else "failed")
+        for width in (32, 64, 128)
+        for k in range(-8, -3)
+        for seed in (0, 1)
+    ]
+    with pytest.raises(RunError, match="mup: all 20 trials at size 64, 128 failed"):
+        analyze_records(records)

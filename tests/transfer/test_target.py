@@ -145,3 +145,23 @@ def test_an_optimum_at_the_edge_of_the_only_grid_is_cautioned(trial):
 
 def test_a_table_of_ones_own_has_no_roles_to_print(trial):
     assert transfer_hyperparameters(sweep(trial, "my-table"), {"width": 1024}).roles == ()
+
+
+def test_the_swept_size_stays_the_largest_proxys_where_the_target_names_another(trial):
+    records = [
+        trial("completep", 32, k, seed, loss=2 + 0.1 * (k + 6) ** 2 + 0.01 * seed, depth=depth, base_depth=2)
+        for depth in (2, 4, 8)
+        for k in range(-8, -3)
+        for seed in (0, 1)
+    ]
+    found = transfer_hyperparameters(records, {"width": 256})
+    assert "model.depth=8" in found.command
+    assert "model.width=256" in found.command
+    assert any("m_depth = 4" in role.rule for role in found.roles)
+
+
+def test_an_optimum_at_the_edge_of_the_only_grid_has_no_interval_that_ends_there(trial):
+    records = [trial("mup", 64, k, seed, loss=2 + 0.1 * (k + 3) ** 2) for k in range(-8, -3) for seed in (0, 1)]
+    found = transfer_hyperparameters(records, {"width": 256})
+    assert found["optimizer.lr"] == 2**-4
+    assert "[" not in found.values[0].source

@@ -60,13 +60,13 @@ FLAT = np.array([2.2601, 2.2185, 2.2148, 2.2175, 2.2536])
 def test_a_flat_bottom_makes_no_wall_of_both_slopes():
     x = X[:5]
     valley = Valley.over(x, FLAT)
-    assert valley.window(2).all()
+    assert valley.used.all()
     _, curvature = bottom(x, FLAT)
     assert curvature == pytest.approx(np.polyfit(x, FLAT, 2)[0], rel=0.1)
 
 
 def test_a_wall_on_one_side_of_a_flat_bottom_is_still_one():
-    assert not Valley.over(X[:5], FLAT + np.array([0, 0, 0, 0, 0.2])).window(2)[4]
+    assert not Valley.over(X[:5], FLAT + np.array([0, 0, 0, 0, 0.2])).used[4]
 
 
 def test_resampled_curvatures_scatter_around_the_measured_one():
