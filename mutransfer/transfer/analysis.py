@@ -122,8 +122,8 @@ def _some_size_ran(selection: Selection) -> None:
         if len(ran) < MIN_SIZES and lost and not is_control(name):
             sizes = ", ".join(f"{size:g}" for size in sorted({point.size for point in lost}))
             raise RunError(
-                f"{name}: all {len(lost)} trials at size {sizes} failed, and transfer needs {MIN_SIZES} sizes: mend what "
-                "they failed of, and run the same sweep again with engine.retry_failed=true."
+                f"{name}: all {len(lost)} trials at size {sizes} failed, and transfer needs {MIN_SIZES} sizes: mend "
+                "what they failed of, and run the same sweep again with engine.retry_failed=true."
             )
 
 
@@ -241,8 +241,8 @@ def _coarse_notes(name: str, curves: Sequence[Curve]) -> list[str]:
         return []
     coarse = ", ".join(f"{curve.size:g}" for curve in curves if curve.between())
     return [
-        f"{name}: the values tried at size {coarse} lie further apart than elsewhere, so the best one may be off by more "
-        "than its interval says: add those between."
+        f"{name}: the values tried at size {coarse} lie further apart than elsewhere, so the best one may be off by "
+        "more than its interval says: add those between."
     ]
 
 
