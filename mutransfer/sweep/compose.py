@@ -93,11 +93,12 @@ class Composer:
 
     def _split(self, overrides: Iterable[Override]) -> tuple[list[str], list[Override]]:
         choices, values = [], []
+        groups = self.groups_in(self._with_groups(()))
         for override in overrides:
             key = override.key_or_group
             if override.is_delete():
                 raise ConfigError(f"~{key}: a config key cannot be removed. Set it to another value.")
-            if key in self.groups() and not override.is_sweep_override() and not isinstance(override.value(), dict):
+            if key in groups and not override.is_sweep_override() and not isinstance(override.value(), dict):
                 choices.append(self._choice(key, override.get_value_element_as_str()))
             else:
                 values.append(override)
@@ -133,7 +134,9 @@ class Composer:
             raise ConfigError(f"{key} cannot be set: {_first_line(error)}.") from None
 
     def _hint(self, config: DictConfig, key: str) -> str:
-        return nearest_key(key, [*flat_keys(OmegaConf.to_container(config)), *self.groups()])
+        plain = OmegaConf.to_container(config)
+        assert isinstance(plain, dict)
+        return nearest_key(key, [*flat_keys(plain), *self.groups_in(plain)])
 
 
 def _usual_data(choices: Sequence[str]) -> list[str]:

@@ -121,6 +121,7 @@ def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--config-dir"], "--config-dir needs a value"),
         (["train", "--config-dir", "nowhere"], "is not a folder"),
         (["train", "model.width=1,2"], "`mutransfer sweep` takes many"),
+        (["explain", "logger=none"], "There is no config key 'logger'."),
         (["completion", "basch"], "Did you mean 'bash'"),
     ],
 )

@@ -268,6 +268,10 @@ def test_what_a_foreign_store_says_cannot_steer_the_terminal(capsys: pytest.Capt
         (["run", "--target", "model.width=big"], "'big' is not a whole number"),
         (["run", "--target", "model.depth=12"], "has no rule for depth"),
         (["run", "--target"], "--target needs a value"),
+        (["run", "--target", "model.width=96", "--target=model.width=128"], "model.width is given twice"),
+        (["run", "model=gpt"], "There is no config key 'model'. Known: subject, axis, level."),
+        (["run", "data=digits"], "There is no config key 'data'. Known: subject, axis, level."),
+        (["run", "foo=1"], "There is no config key 'foo'. Known: subject, axis, level."),
     ],
 )
 def test_mistakes_get_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,8 @@ def _sizes(overrides: Sequence[str]) -> dict[str, float]:
     known = [axis.key for axis in AXES.values()]
     for text in overrides:
         key, _, value = expand_numbers(text).partition("=")
+        if key in sizes:
+            raise ConfigError(f"--target {text}: {key} is given twice, and a target has one. Leave one of them out.")
         if key not in known:
             raise ConfigError(f"--target {text}: give a size, {', '.join(known)}, as in --target model.width=1024.")
         try:
