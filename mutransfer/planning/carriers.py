@@ -8,7 +8,7 @@ rows, and a factor on these rows proves them. It must arrive at the value, whole
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,11 +67,13 @@ class Graph:
         trace: of the model.
         steps: one for each of its ops.
         parameters: value -> the parameter that it is, and a tensor of its size.
+        proven: parts of the graph -> their rows, by the order in which values are met: equal blocks are proven once.
     """
 
     trace: Trace
     steps: Sequence[_Step]
     parameters: Mapping[int, tuple[str, Tensor]]
+    proven: dict[Any, Mapping[int, Rows | None]] = field(default_factory=dict, repr=False)
 
     def makers(self, value: int) -> frozenset[str]:
         """The last parameters on the way to a value, those that are added to it after others included."""
@@ -121,20 +123,34 @@ def carriers(graph: Graph, targets: Collection[Target], names: Collection[str]) 
     """
     if any(graph.trace.ops[target.op].inputs.count(target.value) > 1 for target in targets):
         return "they are multiplied by themselves"
-    run = _Replay(graph, frozenset(targets))
-    leaves = {number: run.draw(number, tensor) for number, (name, tensor) in graph.parameters.items() if name in names}
+    leaves = {number: tensor for number, (name, tensor) in graph.parameters.items() if name in names}
+    part = _Part(graph, frozenset(targets), leaves)
+    signature, order = part.signature()
+    if signature not in graph.proven:
+        found = _prove(part, leaves)
+        if isinstance(found, str):
+            return found
+        graph.proven[signature] = {order[number]: rows for number, rows in found.items()}
+    proven = graph.proven[signature]
+    return {graph.parameters[n][0]: proven[order[n]] for n in leaves if order[n] in proven}
+
+
+def _prove(part: _Part, like: Mapping[int, Tensor]) -> Mapping[int, Rows | None] | str:
+    """Value of a parameter -> its rows."""
+    run = _Replay(part)
+    leaves = {number: run.draw(number, tensor) for number, tensor in like.items()}
     found = {number: _rows(gradient) for number, gradient in run.gradients(leaves).items() if gradient.any()}
     with torch.no_grad():
         before = run.ends(leaves)
         if not found:
-            lost = next((f" once {_reader(graph, end)} has read them" for end in before), "")
+            lost = next((f" once {_reader(part.graph, end)} has read them" for end in before), "")
             return f"no parameter can be seen to set their size{lost}"
         after = run.ends({n: scaled(leaf, found[n], _FACTOR) if n in found else leaf for n, leaf in leaves.items()})
     for end, value in before.items():
-        factor = _FACTOR if end in run.targets else 1.0
+        factor = _FACTOR if end in part.targets else 1.0
         if not torch.allclose(after[end], value * factor, rtol=1e-9, atol=0.0):
-            return _reason(graph, end, run.targets)
-    return {graph.parameters[number][0]: rows for number, rows in found.items()}
+            return _reason(part.graph, end, part.targets)
+    return found
 
 
 def _reason(graph: Graph, end: Target, targets: Collection[Target]) -> str:
@@ -173,12 +189,77 @@ def scaled(value: Tensor, rows: Rows | None, factor: float) -> Tensor:
     ).flatten(rows.axis, rows.axis + 1)
 
 
-class _Replay:
-    """Runs what lies between leaves and the ops that end it: once more on random numbers, always the same ones."""
+class _Part:
+    """What lies between parameters and the ops that end it.
 
-    def __init__(self, graph: Graph, targets: frozenset[Target]) -> None:
-        self.graph, self.targets = graph, targets
-        self._at = {target.op for target in targets}
+    Args:
+        graph: the whole.
+        targets: operands that end it.
+        leaves: values of the parameters.
+
+    Attributes:
+        ops: (index of an op, the values it reads that the parameters reach, whether it is run on), in order; after the
+            last op stand the values that the model returns.
+    """
+
+    def __init__(self, graph: Graph, targets: frozenset[Target], leaves: Collection[int]) -> None:
+        self.graph, self.targets, self.leaves = graph, targets, tuple(leaves)
+        self.ops: list[tuple[int, tuple[int, ...], bool]] = []
+        at, derived = {target.op for target in targets}, set(leaves)
+        for index, op in enumerate(graph.trace.ops):
+            reached = tuple(value for value in op.inputs if value in derived)
+            if reached:
+                runs = index not in at and self._runs(op, reached, graph.steps[index], derived)
+                self.ops.append((index, reached, runs))
+                derived |= set(op.outputs) if runs else set()
+        self.ops.append((len(graph.trace.ops), tuple(sorted(graph.trace.results & derived)), False))
+
+    def _runs(self, op: Op, reached: Sequence[int], step: _Step, derived: Collection[int]) -> bool:
+        others = [t for t in tensors_in((step.args, step.kwargs)) if step.numbers[id(t)] not in derived]
+        if any(_is_index(t) and self.known(step.numbers[id(t)], t) is None for t in others):
+            return False  # which entries it takes is not known
+        if op.name.endswith("_") and op.inputs[0] not in reached:
+            return False  # written into something else
+        return op.name.rstrip("_") in _KEEPS or all(self.graph.is_static(value) for value in reached)
+
+    def known(self, number: int, tensor: Tensor) -> Tensor | None:
+        """The value of an index that no input reaches, if the code itself wrote it."""
+        value = getattr(tensor, "constant", None) if isinstance(tensor, FakeTensor) else tensor
+        op = self.graph.trace.producer(number)
+        fixed = op.static if op is not None else number not in self.graph.trace.given
+        return value if fixed else None
+
+    def signature(self) -> tuple[Any, Mapping[int, int]]:
+        """All that a run depends on, with values numbered as they are met; and their numbers."""
+        order: dict[int, int] = {}
+        said: list[Any] = [self._said(number, self.graph.parameters[number][1], order) for number in self.leaves]
+        for index, reached, runs in self.ops[:-1]:
+            step, op = self.graph.steps[index], self.graph.trace.ops[index]
+            met = tree_map(lambda value, step=step: self._value(value, step, order), (step.args, dict(step.kwargs)))
+            ended = [order[value] for value in reached if Target(index, value) in self.targets]
+            made = [order.setdefault(value, len(order)) for value in op.outputs]
+            said.append((str(step.func), repr(met), tuple(ended), tuple(made), runs, self._read(reached, order)))
+        return (tuple(said), self._read(self.ops[-1][1], order)), order
+
+    @staticmethod
+    def _read(values: Sequence[int], order: Mapping[int, int]) -> tuple[int, ...]:
+        return tuple(order[value] for value in values)
+
+    def _value(self, value: Any, step: _Step, order: dict[int, int]) -> Any:
+        return self._said(step.numbers[id(value)], value, order) if isinstance(value, Tensor) else value
+
+    def _said(self, number: int, tensor: Tensor, order: dict[int, int]) -> Any:
+        index = self.known(number, tensor) if _is_index(tensor) else None
+        entries = None if index is None else index.tolist()
+        place = order.setdefault(number, len(order))
+        return place, tuple(tensor.shape), tensor.stride(), str(tensor.dtype), entries
+
+
+class _Replay:
+    """Runs a part once more on random numbers, always the same ones."""
+
+    def __init__(self, part: _Part) -> None:
+        self.part, self.graph = part, part.graph
         self._drawn: dict[int, Tensor] = {}
 
     def draw(self, number: int, like: Tensor) -> Tensor:
@@ -192,7 +273,7 @@ class _Replay:
         free = {number: leaf.clone().requires_grad_() for number, leaf in leaves.items()}
         with torch.enable_grad():
             ends = self.ends(free)
-            values = [value for end, value in ends.items() if end in self.targets and value.requires_grad]
+            values = [value for end, value in ends.items() if end in self.part.targets and value.requires_grad]
             if not values:
                 return {}
             total = torch.stack([(value * _random(value, -1)).real.sum() for value in values]).sum()
@@ -203,32 +284,13 @@ class _Replay:
         """Every operand that leaves reach and that is not run on: the targets, and whatever else reads one."""
         values = dict(leaves)
         ends: dict[Target, Tensor] = {}
-        for index, op in enumerate(self.graph.trace.ops):
-            reached = [value for value in op.inputs if value in values]
-            if not reached:
-                continue
-            if index in self._at or not self._runs(op, reached, self.graph.steps[index], values):
-                ends |= {Target(index, value): values[value].clone() for value in reached}
-            else:
+        for index, reached, runs in self.part.ops:
+            if runs:
                 results = self._run(self.graph.steps[index], values)
-                values |= dict(zip(op.outputs, results, strict=True))
-        last = len(self.graph.trace.ops)
-        return ends | {Target(last, v): values[v] for v in self.graph.trace.results if v in values}
-
-    def _runs(self, op: Op, reached: Sequence[int], step: _Step, values: Mapping[int, Tensor]) -> bool:
-        others = [t for t in tensors_in((step.args, step.kwargs)) if step.numbers[id(t)] not in values]
-        if any(_is_index(t) and self._known(step.numbers[id(t)], t) is None for t in others):
-            return False  # which entries it takes is not known
-        if op.name.endswith("_") and op.inputs[0] not in reached:
-            return False  # written into something else
-        return op.name.rstrip("_") in _KEEPS or all(self.graph.is_static(value) for value in reached)
-
-    def _known(self, number: int, tensor: Tensor) -> Tensor | None:
-        """The value of an index that no input reaches, if the code itself wrote it."""
-        value = getattr(tensor, "constant", None) if isinstance(tensor, FakeTensor) else tensor
-        op = self.graph.trace.producer(number)
-        fixed = op.static if op is not None else number not in self.graph.trace.given
-        return value if fixed else None
+                values |= dict(zip(self.graph.trace.ops[index].outputs, results, strict=True))
+            else:
+                ends |= {Target(index, value): values[value].clone() for value in reached}
+        return ends
 
     def _run(self, step: _Step, values: Mapping[int, Tensor]) -> list[Tensor]:
         def real(value: Any) -> Any:
@@ -236,7 +298,7 @@ class _Replay:
                 number = step.numbers[id(value)]
                 if number in values:
                     return values[number]
-                return self._known(number, value) if _is_index(value) else self.draw(number, value)
+                return self.part.known(number, value) if _is_index(value) else self.draw(number, value)
             if isinstance(value, torch.dtype) and value.is_floating_point:
                 return torch.float64
             return torch.device("cpu") if isinstance(value, torch.device) else value

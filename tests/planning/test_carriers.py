@@ -85,6 +85,20 @@ def test_a_value_that_is_multiplied_by_itself_carries_the_factor_twice():
     assert "by themselves" in carriers(graph, [Target(site.product, site.queries)], ["layer.weight", "layer.bias"])
 
 
+@pytest.mark.parametrize(
+    ("second", "proofs"), [(lambda m, y: y.chunk(3, -1), 1), (lambda m, y: y.chunk(3, -1)[::-1], 2)]
+)
+def test_equal_blocks_are_proven_once_and_others_by_themselves(second, proofs):
+    first = Attending(lambda m, y: y.chunk(3, -1))
+    graph = record(nn.Sequential(first, Attending(second)), (X,))
+    sites = attention_sites(graph.trace)
+    rows = [carriers(graph, [Target(s.product, s.queries)], graph.makers(s.queries)) for s in sites]
+    assert rows[0] == {"0.layer.weight": FIRST, "0.layer.bias": FIRST}
+    expected = FIRST if proofs == 1 else LAST
+    assert rows[1] == {"1.layer.weight": expected, "1.layer.bias": expected}
+    assert len(graph.proven) == proofs
+
+
 def test_a_pattern_is_written_once():
     assert Rows.of(0, [True, False, False] * 4) == Rows(0, (1, 2), (True, False))
     assert Rows.of(1, [True, True, False, True]) == Rows(1, (2, 1, 1), (True, False, True))
