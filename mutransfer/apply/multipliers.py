@@ -6,9 +6,11 @@ number is a plain attribute and the class is found again by name.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,8 +35,11 @@ class Scaled:
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
         factor = self.__dict__["_mutransfer_parameters"].get(name)
+        parts = self.__dict__["_mutransfer_rows"].get(name, ())
+        if (factor is None and not parts) or _is_sharding():
+            return value
         value = value if factor is None else value * factor
-        for rows, factor in self.__dict__["_mutransfer_rows"].get(name, ()):
+        for rows, factor in parts:
             value = scaled(value, rows, factor)
         return value
 
@@ -69,6 +74,14 @@ class ScaledConv(Scaled):
     def forward(self: Any, input: Tensor) -> Tensor:
         out: Tensor = self._conv_forward(_times(input, self._mutransfer_weight), self.weight, self.bias)
         return out
+
+
+def _is_sharding() -> bool:
+    """Whether torch's sharding asks for the parameter: it would take what it gets for the parameter itself."""
+    if torch.compiler.is_compiling():
+        return False
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    return str(caller).startswith("torch.distributed.fsdp")
 
 
 def _times(value: Any, factor: float) -> Any:

@@ -30,7 +30,9 @@ from attention_models import (
     Torchs,
     Transposed,
 )
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 import mutransfer as mt
@@ -174,6 +176,21 @@ class TestSurvival:
         assert mt.plan(empty, "mup", base=BASE, factory=Attention, example_inputs=X.float()).swaps == plan.swaps
         made, whole = plan.apply(empty.to_empty(device="cpu")), plan.apply(Attention(32))
         assert torch.equal(made(X.float()), whole(X.float()))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # a Linear returns a view, which nothing writes to here
+@pytest.mark.parametrize(("table", "form"), [("mup", "auto"), ("mup-table9", "explicit")])
+def test_sharding_takes_the_parameters_themselves(table, form):
+    """FSDP2 reads them by name before the first forward pass, and keeps what it gets."""
+    model = Transposed(32).double()
+    mt.parameterize(model, table, base=BASE, factory=Transposed, example_inputs=X.float(), form=form)
+    expected = model(X)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(sharded(X), expected)
+    finally:
+        distributed.destroy_process_group()
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
