@@ -78,7 +78,10 @@ def plan_attention(
             f"The base has {len(base_scales)} attentions and the model {len(sites)}, or in other modules: "
             "build both with one constructor and change only the width."
         )
-    factors = [_factor(site, *base_scales[key], table, attn_mult) for key, site in zip(keys, sites, strict=True)]
+    factors = [
+        _factor(site, *base_scales[key], table, attn_mult, by_config=by_config)
+        for key, site in zip(keys, sites, strict=True)
+    ]
     changing = {i: factor for i, factor in enumerate(factors) if not math.isclose(factor, 1.0, rel_tol=1e-6)}
     attributes = _find_attributes(model, sites, inputs) if changing else {}
     plans = [
@@ -144,23 +147,24 @@ def _targets(site: AttentionSite) -> dict[str, Target]:
 
 
 def _refusal(site: AttentionSite, base_head_dim: int, reason: str, *, by_config: bool) -> str:
-    grows = site.head_dim != base_head_dim
-    cause = "must change with head_dim" if grows else "is to be multiplied by attn_mult"
-    if not grows:
-        advice = "Leave attn_mult at 1"
-    elif by_config:
-        advice = "Keep head_dim fixed (scale='heads')"
-    else:
-        advice = (
-            f"Let more heads come with the width, not larger ones ({base_head_dim} at the base, {site.head_dim} here)"
-        )
+    cause = "must change with head_dim" if site.head_dim != base_head_dim else "is to be multiplied by attn_mult"
     return (
         f"The softmax scale of {site.module!r} {cause}, but no float attribute of that module sets it, and {reason}. "
-        f"{advice}, or let the module read its scale from a float attribute."
+        f"{_advice(site, base_head_dim, by_config=by_config)}, or let the module read its scale from a float attribute."
     )
 
 
-def _factor(site: AttentionSite, base_head_dim: int, base_scale: float, table: Scale, attn_mult: float) -> float:
+def _advice(site: AttentionSite, base_head_dim: int, *, by_config: bool) -> str:
+    if site.head_dim == base_head_dim:
+        return "Leave attn_mult at 1"
+    if by_config:
+        return "Keep head_dim fixed (scale='heads')"
+    return f"Let more heads come with the width, not larger ones ({base_head_dim} at the base, {site.head_dim} here)"
+
+
+def _factor(
+    site: AttentionSite, base_head_dim: int, base_scale: float, table: Scale, attn_mult: float, *, by_config: bool
+) -> float:
     """What the model's own softmax scale is to be multiplied by.
 
     Raises:
@@ -173,8 +177,8 @@ def _factor(site: AttentionSite, base_head_dim: int, base_scale: float, table: S
         return attn_mult
     raise RoleError(
         f"The softmax scale of {site.module!r} must change with head_dim ({base_head_dim} at the base, {site.head_dim} "
-        "here), but it is held in a tensor (a learned temperature, say), so it cannot be read. Keep head_dim fixed "
-        "(scale='heads'), or let the module read its scale from a Python number."
+        "here), but it is held in a tensor (a learned temperature, say), so it cannot be read. "
+        f"{_advice(site, base_head_dim, by_config=by_config)}, or let the module read its scale from a Python number."
     )
 
 
