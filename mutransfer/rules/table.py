@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from mutransfer.errors import RuleError, nearest
-from mutransfer.rules.optimizers import Optimizer
+from mutransfer.rules.optimizers import OPTIMIZERS, Optimizer
 from mutransfer.rules.scale import Scale, one
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class Parameterization:
     def families(self) -> tuple[str, ...]:
         return tuple(self.rows[Role.HIDDEN].rules)
 
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The names in `mutransfer.OPTIMIZERS` that it has a column for."""
+        return tuple(name for name, optimizer in OPTIMIZERS.items() if optimizer.family in self.families)
+
     def row(self, role: Role, *, constant: bool = False) -> Row:
         """The row of a role; `constant` says that the tensor's init is one constant."""
         if constant and self.constant_vector is not None and role in (Role.VECTOR, Role.INPUT):
@@ -126,7 +131,7 @@ class Parameterization:
             return rules[optimizer.family]
         raise RuleError(
             f"Parameterization {self.name!r} has no rule for optimizer {optimizer.name!r}; "
-            f"it is defined for: {', '.join(self.families)}. Choose one of those, or another parameterization."
+            f"it is defined for: {', '.join(self.optimizers)}. Choose one of those, or another parameterization."
         )
 
     def with_cell(

@@ -167,14 +167,19 @@ def _check_together(config: Mapping[str, Any]) -> None:
     optimizer = find_optimizer(config["optimizer"]["name"])
     if optimizer.family not in table.families:
         raise RuleError(
-            f"Parameterization {table.name!r} has no rule for optimizer {optimizer.name!r}; it is defined for: "
-            f"{', '.join(table.families)}. Choose one of those, or another parameterization."
+            f"Parameterization {table.name!r} has no rule for optimizer {optimizer.name!r}. Choose "
+            f"{', '.join(map(_chosen, table.optimizers))}, or another parameterization."
         )
     if optimizer.decay == "none" and config["optimizer"]["weight_decay"] > 0:
         raise RuleError(
             f"No width law is known for weight decay inside {optimizer.name}'s gradient. Use optimizer=adamw, or "
-            "optimizer.weight_decay=0, or ask for it by name: optimizer.name=adam-l2."
+            f"optimizer.weight_decay=0, or ask for it by name: {_chosen('adam-l2')}."
         )
+
+
+def _chosen(optimizer: str) -> str:
+    """How the command line chooses it: adam-l2 is no option of its own, so that nobody has it who did not ask."""
+    return "optimizer=adam optimizer.name=adam-l2" if optimizer == "adam-l2" else f"optimizer={optimizer}"
 
 
 def _key(prefix: str, name: object) -> str:

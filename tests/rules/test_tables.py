@@ -299,7 +299,9 @@ def test_a_cell_that_does_not_exist_cannot_be_changed(cell, family):
 
 def test_a_missing_column_is_an_error_and_never_sp():
     table = mt.PARAMETERIZATIONS["sp-embedding"]
-    with pytest.raises(RuleError, match="no rule for optimizer 'sgd'; it is defined for: adam"):
+    with pytest.raises(
+        RuleError, match="no rule for optimizer 'sgd'; it is defined for: adam, adamw, adam-l2\\. Choose"
+    ):
         table.rule(Role.INPUT, find_optimizer("sgd"))
 
 

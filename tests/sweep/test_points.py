@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mutransfer.errors import ConfigError, MutransferError
+from mutransfer.errors import ConfigError, MutransferError, RuleError
 from mutransfer.rules.optimizers import OPTIMIZERS
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.sweep.compose import Composer, config_dir, expand_numbers
@@ -202,6 +202,16 @@ def test_bad_input_gets_one_clear_sentence(sweep: Composer, overrides: list[str]
     assert not any(
         word in str(caught.value) for word in ("AnyNode", "ListConfig", "DictConfig", "Dict[", "object_type")
     )
+
+
+def test_every_optimizer_that_a_refusal_offers_can_be_chosen(sweep: Composer) -> None:
+    with pytest.raises(RuleError) as refused:
+        expand(sweep, ["parameterization=sp-embedding", "optimizer=sgd"])
+    offered = re.search(r"Choose (.*), or another parameterization", str(refused.value))
+    assert offered is not None
+    lines = [line.split() for line in offered[1].split(", ")]
+    configs = [expand(sweep, ["parameterization=sp-embedding", *line]).configs[0] for line in lines]
+    assert [config["optimizer"]["name"] for config in configs] == ["adam", "adamw", "adam-l2"]
 
 
 def test_a_map_may_be_given_whole_or_key_by_key(sweep: Composer) -> None:
