@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mutransfer import __version__
-from mutransfer.errors import ConfigError, MutransferError, nearest
-from mutransfer.records import check_writable, remedy
+from mutransfer.errors import ConfigError, MutransferError, RunError, nearest
+from mutransfer.records import cannot_write, probe, remedy
 
 DONE, FAIL, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 VERBS = {
@@ -104,7 +104,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
 def _check_run_dir(run_dir: str) -> None:
     """Looks for a place to write before the work; makes no folder yet, since the work may turn out impossible."""
     path = Path(run_dir)
-    check_writable(next(folder for folder in (path, *path.parents) if folder.exists()))
+    try:
+        probe(next(folder for folder in (path, *path.parents) if folder.exists()))
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from None
 
 
 def _on_the_command_line(sentence: str) -> str:

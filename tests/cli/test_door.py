@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -172,6 +173,21 @@ def test_whatever_a_user_can_cause_is_said_without_a_traceback(
     monkeypatch.setattr(dispatch, "_dispatch", fail)
     assert main(["train"]) == code
     assert text in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_of_the_run_dir_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path, offset: int = 0) -> None:
+        assert folder == Path()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "probe", full)
+    for verb in ("explain", "check"):
+        assert main([verb, "run_dir=new/e"]) == 2
+        assert "Cannot write new/e: No space left on device. Free some space" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [TypeError, RuntimeError])
