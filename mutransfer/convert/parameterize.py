@@ -88,7 +88,7 @@ def plan(
     model: nn.Module,
     parameterization: str | Parameterization,
     *,
-    base: BaseSpec,
+    base: BaseSpec | None = None,
     optimizer: str = "adamw",
     base_depth: int | Mapping[str, int] | None = None,
     example_inputs: Any = None,
@@ -103,6 +103,11 @@ def plan(
     """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
     refuse_parameterized(model)
     refuse_wrapped(model, "Parameterize", sharded=_SHARDED)
+    if base is None:
+        raise ConfigError(
+            "base= is missing, the size at which the hyperparameters hold: give a width (with factory=, or for a model "
+            "with a config of its own), a dict of config fields, a model of that size, or the path of a saved plan."
+        )
     options = make_options(
         parameterization,
         optimizer,
@@ -123,7 +128,7 @@ def parameterize(
     model: nn.Module,
     parameterization: str | Parameterization,
     *,
-    base: BaseSpec,
+    base: BaseSpec | None = None,
     optimizer: str = "adamw",
     base_depth: int | Mapping[str, int] | None = None,
     example_inputs: Any = None,
@@ -172,7 +177,7 @@ def parameterize(
         RoleError: a role that cannot be proven; the message names the `roles=` line that settles it.
         ShapeError: base and model have different structure.
         AlreadyParameterizedError: the model carries a plan, or is not fresh.
-        ConfigError: an option or a value out of range.
+        ConfigError: no base, or an option or a value out of range.
     """
     made = plan(
         model,

@@ -298,7 +298,7 @@ BAD_CALLS = {
     "unknown init": ({"init": "rescaled"}, ConfigError, "Did you mean 'rescale'"),
     "a pattern that matches nothing": ({"roles": {"*.porj": "hidden"}}, RoleError, "matched no parameter"),
     "an unknown role": ({"roles": {"embed.weight": "imput"}}, RoleError, "Did you mean 'input'"),
-    "no base": ({"base": None}, ConfigError, "base= is a NoneType"),
+    "no base": ({"base": None}, ConfigError, "base= is missing, the size at which"),
     "a base that is no width": ({"base": 0}, ConfigError, "positive whole number"),
     "a factory of another model": ({"factory": mlp}, ShapeError, "only in the model"),
     "a factory that fails": ({"factory": lambda width: 1 / 0}, ShapeError, "factory.* failed: ZeroDivisionError"),
@@ -326,6 +326,14 @@ def test_bad_input_gets_one_sentence_and_leaves_the_model_alone(case):
     assert isinstance(caught.value, MutransferError)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert type(model.readout) is nn.Linear
+
+
+@pytest.mark.parametrize("call", [mt.plan, mt.parameterize])
+def test_a_call_without_a_base_says_what_a_base_may_be(call):
+    with pytest.raises(
+        ConfigError, match=r"base= is missing.* give a width .*, a dict of config fields, a model of that"
+    ):
+        call(Decoder(32), "mup")
 
 
 def test_a_vocabulary_that_differs_is_not_a_width():
