@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mutransfer.sweep.key import is_at_base
+from mutransfer.sweep.key import has_depth_rules, is_at_base
 from mutransfer.sweep.trial import Trials
 from mutransfer.train.device import find_device
 
@@ -42,9 +42,11 @@ def _size(config: Mapping[str, Any]) -> tuple[bool, int, int]:
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    """What a mistake may depend on: which model on which data, under which table for which optimizer."""
-    model, names = config["model"], [config[part]["name"] for part in ("parameterization", "optimizer")]
-    return json.dumps([model["name"], model.get("path"), config["data"], *names], sort_keys=True)
+    """What a mistake may depend on: which model on which data, under which table for which optimizer, and whether rules
+    of depth are put to use, which one of the base's depth never does."""
+    model, table, optimizer = config["model"], config["parameterization"], config["optimizer"]["name"]
+    deeper = has_depth_rules(config) and config["base_depth"] != model["depth"]
+    return json.dumps([model["name"], model.get("path"), config["data"], table, optimizer, deeper], sort_keys=True)
 
 
 def gpus(device: str) -> tuple[str, ...]:

@@ -141,6 +141,8 @@ def test_depth_rules_for_a_model_without_residual_branches_stop_the_sweep_before
     deep = ["model=mlp", "parameterization=completep", "base_depth=2"]
     with pytest.raises(MutransferError, match="no residual branch was found"):
         preflight(expand(Composer("sweep"), [*deep, "model.width=64", "model.depth=2,4"]).configs)
+    with pytest.raises(MutransferError, match="no residual branch was found"):  # the smallest is as deep as the base
+        preflight(expand(Composer("sweep"), [*deep, "model.width=32", "model.depth=2,4"]).configs)
     preflight(expand(Composer("sweep"), [*deep, "model.width=64", "model.depth=2"]).configs)
 
 
