@@ -51,7 +51,7 @@ def param_groups(
             none of them are left out, as torch does (a second optimizer may have them), and a warning lists them.
 
     Raises:
-        ConfigError: a value out of range, or a parameter that is in the groups twice.
+        ConfigError: a value out of range, a name in a parameter's place, or a parameter that is in the groups twice.
         RuleError: weight decay where the optimizer has no width law for it.
         RoleError: a group with a parameter that is not the model's.
     """
@@ -108,6 +108,7 @@ def _members(
     tensors = [item[1] if isinstance(item, tuple) else item for item in _listed(group["params"])]
     unknown = [t for t in tensors if id(t) not in by_tensor and id(t) not in frozen]
     if unknown:
+        _refuse_name(unknown[0])
         words = f"a tensor of shape {tuple(unknown[0].shape)}" if isinstance(unknown[0], Tensor) else repr(unknown[0])
         raise RoleError(
             f"A parameter group holds {words} that is no parameter of this model. "
@@ -116,8 +117,17 @@ def _members(
     return [(by_tensor[id(t)], t) for t in tensors if id(t) in by_tensor]
 
 
+def _refuse_name(item: object) -> None:
+    """Raises ConfigError for a name in a parameter's place: torch's optimizers take none either."""
+    if isinstance(item, str):
+        raise ConfigError(
+            f"A parameter group holds the name {item!r}, and tensors are expected, or (name, tensor) pairs. "
+            f"Give model.get_parameter({item!r}) in its place."
+        )
+
+
 def _listed(params: Any) -> Sequence[Any]:
-    return [params] if isinstance(params, Tensor) else list(params)
+    return [params] if isinstance(params, Tensor | str) else list(params)
 
 
 def _split(values: Mapping[str, Any], members: Sequence[tuple[ParamPlan, Tensor]], plan: PlanData) -> list[Group]:

@@ -144,9 +144,23 @@ def test_groups_in_the_models_place_or_behind_it_are_told_their_name(model, plan
         getattr(plan, call)(own, lr=1.0)
 
 
-def test_a_parameter_given_by_name_alone_is_called_no_parameter(model, plan):
-    with pytest.raises(RoleError, match=r"'norm\.weight' that is no parameter of this model"):
-        plan.param_groups(model, lr=1.0, groups=[{"params": ["norm.weight"]}])
+@pytest.mark.parametrize("params", [["norm.weight"], "norm.weight", ("norm.weight",)])
+def test_a_name_in_a_parameters_place_is_called_a_name(model, plan, params):
+    with pytest.raises(
+        ConfigError, match=r"holds the name 'norm\.weight', and tensors are expected.*get_parameter\('n"
+    ):
+        plan.param_groups(model, lr=1.0, groups=[{"params": params}])
+    with pytest.warns(UserWarning, match="leaves out"):
+        (group,) = plan.param_groups(model, lr=1.0, groups=[{"params": [model.get_parameter("norm.weight")]}])
+    assert group["param_names"] == ["norm.weight"]
+    with pytest.warns(UserWarning, match="leaves out"):
+        assert plan.param_groups(model, lr=1.0, groups=[{"params": [("norm.weight", model.norm.weight)]}])
+
+
+@pytest.mark.parametrize("item", [5, None, ("norm.weight", 5)])
+def test_what_is_neither_a_tensor_nor_a_name_is_called_no_parameter(model, plan, item):
+    with pytest.raises(RoleError, match="that is no parameter of this model"):
+        plan.param_groups(model, lr=1.0, groups=[{"params": [item]}])
 
 
 def test_l2_inside_adam_is_refused_unless_asked_for_by_name():
