@@ -188,11 +188,11 @@ def _refuse_layer_index(known: Base, own: Forward, options: Options) -> None:
     alike: dict[tuple[object, ...], dict[object, str]] = {}
     for name, law in known.own_laws.items():
         if law.kind == "drawn" and not law.measured:
-            like = ("The init", templates.of(name), sizes[name], kinds.get(block_of(name, templates)))
-            alike.setdefault(like, {}).setdefault(law, name)
+            drawn = ("The init", templates.of(name), sizes[name], kinds.get(block_of(name, templates)))
+            alike.setdefault(drawn, {}).setdefault(law, name)
     for key, (head_dim, scale) in own.scales.items():
-        like = ("The softmax scale", templates.of(key), head_dim, kinds.get(block_of(key, templates)))
-        alike.setdefault(like, {}).setdefault(scale, key)
+        scaled = ("The softmax scale", templates.of(key), head_dim, kinds.get(block_of(key, templates)))
+        alike.setdefault(scaled, {}).setdefault(scale, key)
     for (what, template, *_), found in alike.items():
         if len(found) > 1:
             one, other = list(found.values())[:2]

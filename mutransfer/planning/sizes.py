@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from mutransfer.errors import ShapeError
 from mutransfer.planning.untouched import in_place
 
 Shapes = Mapping[str, tuple[int, ...]]
+ROUNDED = 6
+"""A growing size may be rounded by a sixth of its growth: k(k+1), the mildest curve there is, is off by a fifth."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def _dims(
                 f"Dimension {axis} of {name!r} is {base_size} in the base and {size} in the model, but does not follow "
                 "the width: only width may differ. Give the base the model's other sizes (vocabulary, classes, depth)."
             )
-        if len(points) == 3 and points[2] - points[1] != points[1] - points[0]:
+        if len(points) == 3 and not _even(points):
             raise ShapeError(
                 f"Dimension {axis} of {name!r} is {points[0]}, {points[1]}, {points[2]} at once, twice and three times "
                 "the width: it is not a*k + b, so no ratio describes it. Choose a width that needs no rounding."
@@ -88,6 +91,13 @@ def _dims(
         mixed = grows and len(points) > 1 and points[1] != 2 * points[0]
         dims.append(Dim(base_size, size, grows, mixed))
     return tuple(dims)
+
+
+def _even(points: Sequence[int]) -> bool:
+    """Whether three sizes are a*k + b, but for rounding to multiples of a step that is small beside their growth, as
+    channels are rounded: every tensor's ratio to the base is that of its own, rounded sizes."""
+    off = abs(points[2] - 2 * points[1] + points[0])
+    return off == 0 or (off <= math.gcd(*points) and ROUNDED * off <= points[2] - points[0])
 
 
 def check_structure(model: Shapes, base: Shapes) -> None:
