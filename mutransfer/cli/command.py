@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ _PLAIN = re.compile(r"[\w./:@%+-]+", re.ASCII)
 _BEFORE_QUOTE = re.compile(r"(\\*)('|\Z)")
 
 
-def train_command(flat: Mapping[str, Any], always: Collection[str] = ()) -> str:
-    """`mutransfer train ...` for a flat trial config: the groups, and every key that differs from what they say.
+def train_words(flat: Mapping[str, Any], always: Collection[str] = ()) -> list[str]:
+    """The words of `mutransfer train` for a flat trial config: the groups, and every key that differs from them.
 
     Args:
-        always: keys that the line holds even where the groups say the same, now.
+        always: keys that are said even where the groups say the same, now.
 
-    >>> train_command({"model.name": "gpt", "model.width": 1024, "parameterization.name": "mup"})
-    'mutransfer train model=gpt parameterization=mup model.width=1024'
+    >>> train_words({"model.name": "gpt", "model.width": 1024, "parameterization.name": "mup"})
+    ['model=gpt', 'parameterization=mup', 'model.width=1024']
     """
-    return _command("train", flat, always, [])
+    return _words("train", flat, always)
 
 
 def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) -> str:
@@ -37,17 +37,25 @@ def sweep_command(flat: Mapping[str, Any], grid: Sequence[str], run_dir: str) ->
     >>> sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], "runs/gpt")
     'mutransfer sweep model=gpt parameterization=mup seed=0,1 run_dir=runs/gpt'
     """
-    return _command("sweep", flat, (), [*grid, override("run_dir", run_dir)])
+    return command_line("sweep", [*_words("sweep", flat, ()), *grid, override("run_dir", run_dir)])
 
 
-def _command(verb: str, flat: Mapping[str, Any], always: Collection[str], more: Sequence[str]) -> str:
+def command_line(verb: str, words: Iterable[str]) -> str:
+    """The verb with its words, as a shell takes them.
+
+    >>> print(command_line("transfer", ["my runs", "level=0.8"]))
+    mutransfer transfer 'my runs' level=0.8
+    """
+    return " ".join(["mutransfer", verb, *map(shell_word, words)])
+
+
+def _words(verb: str, flat: Mapping[str, Any], always: Collection[str]) -> list[str]:
     composer = _composer(verb)
     choices = _choices(composer, flat)
     said = composer.config(choices)
     known = {key: _at(said, key) for key in flat_keys(said)}
     said = {key: value for key, value in flat.items() if key in always or known.get(key, ...) != value}
-    overrides = [f"{key}={literal(value)}" for key, value in said.items()]
-    return " ".join(["mutransfer", verb, *(shlex.quote(word) for word in [*choices, *overrides, *more])])
+    return [*choices, *(f"{key}={literal(value)}" for key, value in said.items())]
 
 
 @functools.cache
@@ -80,7 +88,23 @@ def shell_path(path: str | Path) -> str:
     ("'my runs/a'", './-x')
     """
     word = str(path)
-    return shlex.quote(f"./{word}" if word.startswith("-") else word)
+    return shell_word(f"./{word}" if word.startswith("-") else word)
+
+
+def shell_word(text: str) -> str:
+    """A text as one word of a shell's command line, without a character that a terminal obeys or does not show.
+
+    >>> print(shell_word("my runs"), shell_word("tab" + chr(9) + "x"))
+    'my runs' $'tab\\011x'
+    """
+    return shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_in_dollar_quotes, text))}'"
+
+
+def _in_dollar_quotes(character: str) -> str:
+    """As bash, zsh and ksh read it: three octal digits for each byte end by themselves, whatever follows."""
+    if character.isprintable():
+        return f"\\{character}" if character in "\\'" else character
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
 
 
 def override(key: str, text: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from mutransfer.cli.command import shell_path
 from mutransfer.errors import ConfigError, RunError
 from mutransfer.records import TrialRecord, check_writable
 
@@ -101,7 +101,7 @@ class WandbLogger:
         folder = Path(self._run.dir).parents[1]  # of all runs; the run's own files lie in FOLDER/offline-run-.../files
         if folder.is_relative_to(Path.cwd()):
             folder = folder.relative_to(Path.cwd())
-        return f"Logged offline in {folder}. To upload: wandb sync {shlex.quote(str(folder))}"
+        return f"Logged offline in {folder}. To upload: wandb sync {shell_path(folder)}"
 
 
 def make_logger(settings: Mapping[str, Any]) -> Logger:

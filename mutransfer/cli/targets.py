@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mutransfer.errors import ConfigError, MutransferError
@@ -16,11 +15,11 @@ FARTHEST = 512
 """How far from the asked width a valid one is looked for."""
 
 
-def check_target(command: str, proxy: Mapping[str, int]) -> tuple[str, ...]:
-    """Builds the target of a `mutransfer train` line without memory.
+def check_target(words: Sequence[str], proxy: Mapping[str, int]) -> tuple[str, ...]:
+    """Builds the target that `mutransfer train` would train, without memory.
 
     Args:
-        command: the whole line.
+        words: the overrides behind the verb.
         proxy: config key -> size that was trained, and so can be built wherever anything can; of the target's sizes.
 
     Returns:
@@ -29,7 +28,7 @@ def check_target(command: str, proxy: Mapping[str, int]) -> tuple[str, ...]:
     Raises:
         ConfigError: these sizes cannot be built where others can; the nearest widths are named.
     """
-    config = Composer("train").config(shlex.split(command)[2:])
+    config = Composer("train").config(words)
     problem_at = functools.partial(_problem, config)
     problem = problem_at({})
     if problem is None:

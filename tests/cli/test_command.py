@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mutransfer.cli.arguments import parse
-from mutransfer.cli.command import shell_path, sweep_command, train_command
+from mutransfer.cli.command import command_line, shell_path, shell_word, sweep_command, train_words
 from mutransfer.sweep.compose import Composer, flat_keys
 from mutransfer.sweep.key import TRIAL_SECTIONS
 from mutransfer.sweep.validate import validate
@@ -40,23 +41,23 @@ def flat(overrides: list[str]) -> dict[str, object]:
 )
 def test_the_command_leads_back_to_its_config(overrides: list[str]) -> None:
     wanted = flat(overrides)
-    program, verb, *words = shlex.split(train_command(wanted))
+    program, verb, *words = shlex.split(command_line("train", train_words(wanted)))
     assert (program, verb) == ("mutransfer", "train")
     assert flat(words) == wanted
 
 
 def test_what_is_the_default_is_not_repeated() -> None:
-    assert train_command(flat(["model.width=64"])) == "mutransfer train model=gpt parameterization=mup model.width=64"
+    assert train_words(flat(["model.width=64"])) == ["model=gpt", "parameterization=mup", "model.width=64"]
 
 
 def test_another_config_gives_another_command() -> None:
-    assert train_command(flat(["seed=1"])) != train_command(flat(["seed=2"]))
+    assert train_words(flat(["seed=1"])) != train_words(flat(["seed=2"]))
 
 
 def test_keys_that_must_be_said_are_said_where_they_are_the_default() -> None:
     wanted = flat([])
-    assert "model.width" not in train_command(wanted)
-    assert f"model.width={wanted['model.width']}" in train_command(wanted, ["model.width"])
+    assert "model.width" not in train_words(wanted)
+    assert f"model.width={wanted['model.width']}" in train_words(wanted, ["model.width"])
 
 
 FOLDERS = (
@@ -78,6 +79,11 @@ FOLDERS = (
         "a\tb",
         "a\nb",
         "a\\\n",
+        "tab\t9'\\",
+        "a\x1b[2Jb",
+        "a\u20281",
+        "a\u3000b",
+        "a\x7f\x85",
     ),
     *("\u00fc/\u00e9", "a:b", "a(b)", "", "a%b@c"),
 )
@@ -86,10 +92,23 @@ FOLDERS = (
 COMPOSER = Composer("sweep")
 
 
+def pasted(line: str) -> list[str]:
+    """The words that bash makes of a line."""
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    return printed.decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("text", ["tab\tx", "\x1b[2J", "a\u2028b", "a\u3000", "\n", "it's\t\\", "plain", "\u00fc b"])
+def test_a_word_for_the_shell_is_the_text_and_nothing_that_a_terminal_obeys(text: str) -> None:
+    assert pasted(shell_word(text)) == [text]
+    assert shell_word(text).isprintable()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_of_any_name_survives_the_shell_and_our_own_grammar(folder: str) -> None:
     line = sweep_command({"model.name": "gpt", "parameterization.name": "mup"}, ["seed=0,1"], folder)
-    words = parse("sweep", shlex.split(line)[2:])
+    assert line.isprintable()
+    words = parse("sweep", pasted(line)[2:])
     for point in COMPOSER.points(words.overrides):
         config = COMPOSER.config(point)
         assert config["run_dir"] == folder
@@ -103,6 +122,6 @@ def test_a_folder_of_any_name_can_be_given_to_transfer(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(folder).mkdir(parents=True)
-    words = parse("transfer", shlex.split(shell_path(folder)))
+    words = parse("transfer", pasted(shell_path(folder)))
     assert [Path(word) for word in words.positional] == [Path(folder)]
     assert not words.overrides

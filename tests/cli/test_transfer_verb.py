@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shlex
@@ -324,6 +325,15 @@ def test_a_sweep_that_was_killed_is_continued_by_the_printed_line(
     assert (program, verb) == ("mutransfer", "sweep")
     assert {point.key for point in points_of(words)} == {point.key for point in asked}
     assert expand(Composer("sweep"), words).settings["run_dir"] == run_dir
+
+
+def test_the_lines_for_a_folder_with_a_control_character_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    plant(Path("tab\tx"), "parameterization=mup", "seed=0")
+    with Store.create(Path("tab\tx")) as store:
+        store.add("more", points_of(["model.width=32", "optimizer.lr=0.5", "seed=0", "model.depth=3"]))
+    main(["transfer", "tab\tx"])
+    assert r" $'run_dir=\'tab\011x\''" in capsys.readouterr().err
+    assert r"mutransfer transfer $'tab\011x'" in html.unescape(Path("tab\tx/report.html").read_text())
 
 
 def test_trials_that_are_no_grid_are_continued_without_a_new_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mutransfer.cli.arguments import Arguments
-from mutransfer.cli.command import override, sweep_command, train_command
+from mutransfer.cli.command import command_line, override, shell_word, sweep_command, train_words
 from mutransfer.cli.dispatch import UNDECIDED
 from mutransfer.cli.output import print_config, printable
 from mutransfer.cli.remaining import remaining_commands
@@ -114,9 +113,9 @@ def _extension_command(report: TransferReport, part: Extension, run_dir: Path) -
 def _target(report: TransferReport, sizes: Mapping[str, float]) -> TargetHyperparameters:
     """The target's hyperparameters, with a command that repeats all of the proxy's config and that can be run."""
     target = transfer_hyperparameters(report, sizes)
-    command = _command(report, target)
-    unchecked = check_target(command, _proxy(report, target))
-    return dataclasses.replace(target, command=command, cautions=(*target.cautions, *unchecked))
+    words = _words(report, target)
+    unchecked = check_target(words, _proxy(report, target))
+    return dataclasses.replace(target, command=command_line("train", words), cautions=(*target.cautions, *unchecked))
 
 
 def _proxy(report: TransferReport, target: TargetHyperparameters) -> dict[str, int]:
@@ -127,7 +126,7 @@ def _proxy(report: TransferReport, target: TargetHyperparameters) -> dict[str, i
     return {key: int(own[key]) for key in keys if key.startswith("model.") and own.get(key) is not None}
 
 
-def _command(report: TransferReport, target: TargetHyperparameters) -> str:
+def _words(report: TransferReport, target: TargetHyperparameters) -> list[str]:
     """The proxy's own config with the target's sizes and hyperparameters in it, and a directory of its own.
 
     Sizes, base and hyperparameters are said even where they are the defaults: the line means the same behind others.
@@ -136,14 +135,14 @@ def _command(report: TransferReport, target: TargetHyperparameters) -> str:
     given = {AXES[name].key: size for name, size in target.target.items()}
     given |= {one.key: one.value for one in target.values}
     sizes = "-".join(f"{name}{size:g}" for name, size in target.target.items())
-    train = train_command(flat | given, {*given, "base", "base_depth"})
-    return f"{train} run_dir=runs/{flat.get('model.name', 'target')}-{sizes}"
+    run_dir = f"runs/{flat.get('model.name', 'target')}-{sizes}"
+    return [*train_words(flat | given, {*given, "base", "base_depth"}), override("run_dir", run_dir)]
 
 
 def _said(arguments: Arguments) -> str:
     """The command line as it was typed, as one can paste it."""
     targets = [word for size in arguments.target for word in ("--target", size)]
-    return shlex.join(["mutransfer", "transfer", *arguments.positional, *targets, *arguments.overrides])
+    return command_line("transfer", [*arguments.positional, *targets, *arguments.overrides])
 
 
 def _write(
@@ -163,7 +162,7 @@ def _write(
     try:
         return write(read_check(check))
     except CheckError as error:
-        again_dir = shlex.quote(override("run_dir", str(run_dir)))
+        again_dir = shell_word(override("run_dir", str(run_dir)))
         again = f"Delete it, or make it again with `mutransfer check ... {again_dir}`."
         why = f"{check} is not shown in the report. {error} {again}"
         print(f"mutransfer: {printable(why)}", file=sys.stderr)
