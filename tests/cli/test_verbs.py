@@ -435,7 +435,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     Path("file").touch()
     monkeypatch.setattr("mutransfer.sweep.trial.build_data", lambda *_: pytest.fail("the work has begun"))
     assert main([verb, f"run_dir={run_dir}"]) == 2
-    assert "Cannot write file: a file stands where a folder is needed" in capsys.readouterr().err
+    assert f"Cannot write {run_dir}: a file stands where a folder is needed" in capsys.readouterr().err
     assert main([verb, f"run_dir={run_dir}", "--cfg"]) == 0
 
 
