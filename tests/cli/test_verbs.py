@@ -459,7 +459,8 @@ def test_a_model_that_cannot_run_gets_one_sentence_in_the_words_of_the_command_l
     finished = command(*mine, "model.width=128")
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1  # and none of torch's own log
-    assert "On the command line the model's inputs are a batch of data=" in finished.stderr
+    assert "a size in its config or in its code does not follow the width" in finished.stderr
+    assert "(On the command line the factory is the function in model.path=.)" in finished.stderr
 
 
 def test_a_base_that_cannot_be_built_is_named(capsys: pytest.CaptureFixture[str]) -> None:
