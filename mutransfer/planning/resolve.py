@@ -320,7 +320,8 @@ def _notes(lines: tuple[ParamPlan, ...], traced: Trace) -> list[str]:
         notes.append(f"{len(unproven)} roles are guesses (strict=False): {', '.join(unproven[:3])}")
     unreached = [line.name for line in lines if NOT_REACHED in line.why]
     if unreached:
-        notes.append(f"{len(unreached)} tensors are not reached by the example inputs: {', '.join(unreached[:3])}")
+        one = "1 tensor is" if len(unreached) == 1 else f"{len(unreached)} tensors are"
+        notes.append(f"{one} not reached by the example inputs: {', '.join(unreached[:3])}")
     measured = [line.name for line in lines if line.init_law.measured and line.base_law.measured]
     if measured:
         notes.append(f"{len(measured)} init stds are measured, not read: {', '.join(measured[:3])}")

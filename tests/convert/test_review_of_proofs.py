@@ -74,12 +74,25 @@ NORMED = {
 }
 
 
-@pytest.mark.parametrize("logits", NORMED.values(), ids=NORMED.keys())
-def test_queries_that_are_normalized_or_gained_by_one_plus_w_cannot_carry_a_softmax_scale(
-    logits: Callable[[Any, Tensor], Tensor],
-) -> None:
-    with pytest.raises(RoleError, match="could not be found"):
-        plan_of(lambda m, h: torch.softmax(logits(m, h), -1) @ h, lambda w: {"q": (w, w), "k": (w, w), "g": (w,)})
+def plan_of_normed(kind: str) -> mt.Plan:
+    softmax = lambda m, h: torch.softmax(NORMED[kind](m, h), -1) @ h  # noqa: E731
+    return plan_of(softmax, lambda w: {"q": (w, w), "k": (w, w), "g": (w,)})
+
+
+def test_queries_and_keys_of_unit_rms_cannot_carry_a_softmax_scale() -> None:
+    with pytest.raises(RoleError, match="no parameter makes its queries and nothing else"):
+        plan_of_normed("by hand")
+
+
+def test_keys_that_are_not_normalized_carry_it_where_the_queries_are() -> None:
+    """16^-1/2 at the base and 64^-1/2 here: the 1/d of muP lacks another 1/2."""
+    plan = plan_of_normed("1 + w")
+    assert [plan[name].fold for name in "qkg"] == [1, 0.5, 1]
+
+
+def test_logits_of_unit_vectors_do_not_grow_with_head_dim_and_need_no_factor() -> None:
+    plan = plan_of_normed("normalize")
+    assert [plan[name].fold for name in "qk"] == [1, 1]
 
 
 MIXED = {
