@@ -20,6 +20,8 @@ from mutransfer.check.slopes import Slope
 from mutransfer.figures.coordinates import curves_of
 from mutransfer.rules.table import Role
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(1, 9)[None]
 WIDTHS = [64, 128, 256]
 LAYERS = ["up", "down"]

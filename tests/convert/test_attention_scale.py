@@ -40,6 +40,8 @@ from mutransfer.apply.multipliers import Scaled
 from mutransfer.errors import RoleError
 from mutransfer.planning.data import Rows
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
