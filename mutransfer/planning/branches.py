@@ -171,10 +171,10 @@ def _beginning(lineage: Lineage, adds: Sequence[_Add], candidates: Sequence[_Add
 def _through_norms(lineage: Lineage, value: int) -> list[int]:
     """A stream, and where it begins with a norm, the one that the norm reads."""
     found: list[int] = []
-    todo = lineage.stream(value)
-    while todo:
-        found += todo
-        todo = _behind(lineage, todo[-1])
+    waiting = lineage.stream(value)
+    while waiting:
+        found += waiting
+        waiting = _behind(lineage, waiting[-1])
     return found
 
 

@@ -78,15 +78,15 @@ class Graph:
     def makers(self, value: int) -> frozenset[str]:
         """The last parameters on the way to a value, those that are added to it after others included."""
         found: set[str] = set()
-        todo, seen = [value], set()
-        while todo:
-            value = todo.pop()
+        waiting, seen = [value], set()
+        while waiting:
+            value = waiting.pop()
             op = self.trace.producer(value)
             if value in self.parameters:
                 found.add(self.parameters[value][0])
             elif op is not None and value not in seen:
                 seen.add(value)
-                todo += self._onward(op)
+                waiting += self._onward(op)
         return frozenset(found)
 
     def _onward(self, op: Op) -> list[int]:

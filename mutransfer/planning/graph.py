@@ -152,9 +152,9 @@ def without_choices(trace: Trace) -> Trace:
 
 def _only_chooses(trace: Trace, op: Op) -> bool:
     """Whether all that is made of an op's result ends in indices and comparisons."""
-    todo, seen, chosen = [op], set[int](), False
-    while todo:
-        op = todo.pop()
+    waiting, seen, chosen = [op], set[int](), False
+    while waiting:
+        op = waiting.pop()
         chosen |= bool(op.choices)
         values = set(op.outputs) - op.choices
         if values & trace.results or op.name.endswith("_"):  # what is written in place may be read by another name
@@ -162,5 +162,5 @@ def _only_chooses(trace: Trace, op: Op) -> bool:
         for reader in (reader for value in values for reader in trace.consumers(value)):
             if trace.index(reader) not in seen:
                 seen.add(trace.index(reader))
-                todo.append(reader)
+                waiting.append(reader)
     return chosen
