@@ -11,6 +11,9 @@ from mutransfer.transfer.axis import find_axis
 from mutransfer.transfer.points import Point
 from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
 
+WHOLE = 1e15
+"""Below it whole numbers are written out; above they have digits that say nothing."""
+
 
 @dataclass(frozen=True)
 class Extension:
@@ -94,7 +97,7 @@ def _covers(part: Extension, point: Point) -> bool:
 
 def exact(value: float) -> str:
     """As an override that is read back as this very number: a power of two as one."""
-    if float(value).is_integer():
+    if float(value).is_integer() and abs(value) < WHOLE:
         return str(int(value))
     mantissa, exponent = math.frexp(value)
     return f"2**{exponent - 1}" if mantissa == 0.5 else repr(float(value))

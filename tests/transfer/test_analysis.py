@@ -383,3 +383,10 @@ class TestBadInput:
 def test_the_analysis_imports_no_torch():
     code = "import sys, mutransfer.transfer; assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2**-6, "2**-6"), (8.0, "8"), (0.1, "0.1"), (-2.0, "-2"), (1e300, "1e+300"), (3e-5, "3e-05")]
+)
+def test_a_value_is_written_as_it_is_read_back_and_no_longer_than_need_be(value, text):
+    assert exact(value) == text
