@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -246,11 +246,22 @@ def width_fields(config: Any, scale: HeadScaling = "heads") -> list[Field]:
 def depth_fields(config: Any) -> list[Field]:
     """The fields that follow the depth: numbers of layers, and lists with an entry per layer; no number of stages."""
     known = list(fields_of(config))
-    stages = {owner: stage_counts([f for f in known if f.owner == owner]) for owner in {f.owner for f in known}}
+    stages = {owner: numbers_of_stages([f for f in known if f.owner == owner]) for owner in {f.owner for f in known}}
     fields = [field for field in known if field.kind in (Kind.DEPTH, Kind.LAYER_LIST)]
     return [
         field for field in fields if isinstance(field.value, list | tuple) or field.value not in stages[field.owner]
     ]
+
+
+def numbers_of_stages(fields: Sequence[Field]) -> set[int]:
+    """What a number of layers is where it counts stages, as many as a list beside it has entries. Where all blocks have
+    one width, a list of widths is another part's (a neck, convolutions in front): by chance as long as a short stack.
+
+    Args:
+        fields: of one config, those of the configs inside it left out.
+    """
+    alike = any(field.name in PRIMARY and isinstance(field.value, int) for field in fields)
+    return stage_counts(f for f in fields if not (alike and f.kind in (Kind.WIDTH, Kind.HEADS)))
 
 
 def stage_counts(fields: Iterable[Field]) -> set[int]:

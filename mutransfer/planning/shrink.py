@@ -19,7 +19,7 @@ from mutransfer.planning.fields import (
     kind_of,
     mapped,
     numbers,
-    stage_counts,
+    numbers_of_stages,
     unset_placeholders,
     with_values,
 )
@@ -161,7 +161,7 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
         lists = [f for f in here if f.kind is Kind.LAYER_LIST and isinstance(f.value, list | tuple)]
         indices = [f for f in here if f.kind is Kind.LAYER_INDEX]
         kept = _kept_layers(lists, indices, sizes)
-        stages = stage_counts(here)
+        stages = numbers_of_stages(here)
         for field in here:
             if field.kind is Kind.DEPTH and (isinstance(field.value, list | tuple) or field.value not in stages):
                 values[field.path] = _fewer_layers(field.value, len(kept), sizes)

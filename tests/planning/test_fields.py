@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, SwinConfig
+from transformers import DPTConfig, GPT2Config, LlamaConfig, SwinConfig
 
 from mutransfer.planning.fields import (
     Kind,
@@ -70,6 +70,16 @@ def test_depth_is_numbers_of_layers_and_lists_of_them() -> None:
 def test_a_number_of_stages_is_no_depth() -> None:
     assert SwinConfig().num_layers == len(SwinConfig().depths) == 4
     assert {field.name for field in depth_fields(SwinConfig())} == {"depths"}
+
+
+def test_a_list_of_another_parts_widths_makes_no_number_of_layers_a_number_of_stages() -> None:
+    """DPT's neck has four widths; its backbone of one width may have four layers. Swin's depths are its stages'."""
+    config = DPTConfig(hidden_size=64, num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3])
+    assert len(config.neck_hidden_sizes) == 4
+    assert {field.name for field in depth_fields(config)} == {"num_hidden_layers"}
+    stages = {"num_layers": 2, "widths": [64, 128]}
+    assert depth_fields(stages) == [], "each of these layers is a stage of its own width"
+    assert [field.value for field in depth_fields({**stages, "dim": 64})] == [2]
 
 
 def test_fields_of_inner_configs_carry_their_path() -> None:
