@@ -11,6 +11,7 @@ import pytest
 
 from mutransfer.errors import ConfigError
 from mutransfer.transfer import Point, analyze, extension_overrides, missing_values
+from mutransfer.transfer.grid import exact
 
 
 def parabola(
