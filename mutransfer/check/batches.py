@@ -30,25 +30,35 @@ class Generated:
     seed: int
 
 
-def batch_of(model: nn.Module, seed: int, given: Given | None, example_inputs: Any) -> Any:
+class Batches:
     """The one batch that a seed repeats, on the model's device.
 
+    Inputs that nobody gives are guessed by running the model, once a size: seeds differ in contents alone.
+
     Args:
-        model: the model of any width.
-        seed: of the run.
         given: the user's batches, one per seed (used again from the start when there are fewer), or seed -> batch.
         example_inputs: the user's inputs, taken as they are; only the targets are then generated.
     """
-    if given is not None:
-        batch = given(seed) if callable(given) else _nth(given, seed)
-    elif example_inputs is not None:
-        batch = Generated(find_inputs(model, example_inputs), seed)
-    elif callable(getattr(model, "example_inputs", None)):
-        batch = Generated(_own(model, seed), seed)
-    else:
-        batch = Generated(_redrawn(model, find_inputs(model, None), seed), seed)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return _moved(batch, device)
+
+    def __init__(self, given: Given | None, example_inputs: Any) -> None:
+        self._given, self._inputs = given, example_inputs
+        self._guesses: dict[int, Any] = {}
+
+    def of(self, model: nn.Module, size: int, seed: int) -> Any:
+        """The batch of a seed for a model of some size."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return _moved(self._made(model, size, seed), device)
+
+    def _made(self, model: nn.Module, size: int, seed: int) -> Any:
+        if self._given is not None:
+            return self._given(seed) if callable(self._given) else _nth(self._given, seed)
+        if self._inputs is not None:
+            return Generated(find_inputs(model, self._inputs), seed)
+        if callable(getattr(model, "example_inputs", None)):
+            return Generated(_own(model, seed), seed)
+        if size not in self._guesses:
+            self._guesses[size] = find_inputs(model, None)
+        return Generated(_redrawn(model, self._guesses[size], seed), seed)
 
 
 def _nth(given: Sequence[Any], seed: int) -> Any:

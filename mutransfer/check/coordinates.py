@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mutransfer.check.batches import Given, Loss, batch_of, default_loss
+from mutransfer.check.batches import Batches, Given, Loss, default_loss
 from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.grid import Grid
 from mutransfer.check.report import Control, CoordReport
@@ -122,9 +122,8 @@ def coord_check(
         },
         make_optimizer,
     )
-    training = Training(
-        steps, lambda m, s: batch_of(m, s, batches, example_inputs), loss or default_loss, find_precision(precision)
-    )
+    batch = Batches(batches, example_inputs).of
+    training = Training(steps, batch, loss or default_loss, find_precision(precision))
     setup = depth_setup(build, asked, training) if asked.depths else width_setup(build, asked)
     grid = Grid(table, family, setup.axis, setup.sizes, training, rate, progress)
     runs, judged = grid.until_decided(setup.subject, seeds)

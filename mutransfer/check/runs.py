@@ -59,13 +59,13 @@ class Training:
 
     Attributes:
         steps: optimizer steps; those from the second on are averaged.
-        batch: (model, seed) -> the batch that the run repeats.
+        batch: (model, size, seed) -> the batch that the run repeats.
         loss: (model, batch) -> scalar.
         precision: of the training steps; measurements are in float32.
     """
 
     steps: int
-    batch: Callable[[nn.Module, int], Any]
+    batch: Callable[[nn.Module, int, int], Any]
     loss: Loss
     precision: Precision
 
@@ -139,7 +139,7 @@ def _fresh(subject: Subject, size: int, seed: int, training: Training) -> tuple[
     torch.manual_seed(seed)
     model, optimizer = subject.make(size)
     _still(model)
-    return model, optimizer, training.batch(model, seed)
+    return model, optimizer, training.batch(model, size, seed)
 
 
 def _still(model: nn.Module) -> None:
