@@ -203,7 +203,7 @@ class TestTiedReadout:
         assert report.verdict == "pass"
         assert -0.4 < report.slope("embed.weight (use 2)", "init").value < 0.0
 
-    @pytest.mark.parametrize("power", [0.5, -0.5])
+    @pytest.mark.parametrize("power", [0.5, pytest.param(-0.5, marks=pytest.mark.slow)])
     def test_a_wrong_multiplier_is_seen(self, power):
         wrong = dataclasses.replace(mt.PARAMETERIZATIONS["mup"], gauge={Role.OUTPUT: m_in ** (power - 1)})
         report = self.check(wrong)
@@ -211,7 +211,7 @@ class TestTiedReadout:
 
 
 class TestResNet:
-    @pytest.mark.parametrize(("table", "verdict"), [("mup", "pass"), ("sp", "fail")])
+    @pytest.mark.parametrize(("table", "verdict"), [("mup", "pass"), pytest.param("sp", "fail", marks=pytest.mark.slow)])
     def test_sgd(self, models, table, verdict):
         report = mt.coord_check(models.resnet, widths=(32, 64, 128), parameterization=table, optimizer="sgd", seeds=8)
         assert report.verdict == verdict

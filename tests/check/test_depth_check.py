@@ -61,12 +61,17 @@ def form_of(model: str, cell: str) -> str:
 class TestLawOfEachTable:
     @pytest.mark.parametrize(
         ("model", "table", "optimizer"),
-        [("gpt", "completep", "adamw"), ("post-norm", "depth-mup", "adamw"), ("post-norm", "completep", "sgd")],
+        [
+            ("gpt", "completep", "adamw"),
+            pytest.param("post-norm", "depth-mup", "adamw", marks=pytest.mark.slow),
+            pytest.param("post-norm", "completep", "sgd", marks=pytest.mark.slow),
+        ],
     )
     def test_passes_its_own_and_a_table_of_widths_only_fails_beside_it(self, models, model, table, optimizer):
         report = depth_check(models, model, table, optimizer)
         assert (report.verdict, report.control.verdict, report.culprits) == ("pass", "fail", ())
 
+    @pytest.mark.slow
     def test_fails_the_other_s(self, models):
         tables = {name: PARAMETERIZATIONS[name] for name in DEPTH_TABLES}
         for one, other in itertools.permutations(tables.values()):
@@ -83,10 +88,10 @@ class TestLawOfEachTable:
         ("place", "cell"),
         [
             (Place.INNER, "lr"),
-            (Place.INNER, "weight_decay"),
             (Place.TERMINAL, "multiplier"),
             (Place.TERMINAL, "eps"),
-            (Place.STREAM_NORM, "lr"),
+            pytest.param(Place.INNER, "weight_decay", marks=pytest.mark.slow),
+            pytest.param(Place.STREAM_NORM, "lr", marks=pytest.mark.slow),
         ],
     )
     def test_a_wrong_cell_is_named_by_its_place(self, models, corrupted_depth, place, cell):
@@ -195,6 +200,7 @@ class TestHandWrittenCode:
         assert "this block alone" in report.reason
         assert report.slope("blocks.*.down.weight", "init").status == "inside"  # the mean over the stack hides it
 
+    @pytest.mark.slow
     def test_a_decay_that_follows_the_depth_is_seen(self, models):
         def decayed(model: nn.Module, depth: int) -> torch.optim.Optimizer:
             return torch.optim.AdamW(model.parameters(), lr=2**-10, weight_decay=1e-3 * depth)
@@ -211,6 +217,7 @@ class TestEmbedding:
         assert "embedding_mult is 14" in report.notes[0]
         assert report.notes[0] in str(report)
 
+    @pytest.mark.slow
     def test_is_left_alone_where_they_are_smaller(self, models):
         notes = depth_check(models, "gpt", "completep", seeds=2).notes
         assert not any("embedding" in note for note in notes)

@@ -88,7 +88,7 @@ def with_terminals(**changes):
 
 
 @pytest.mark.parametrize("block", [zoo.PreNorm, zoo.PostNorm, zoo.Sandwich, zoo.Parallel], ids=lambda b: b.__name__)
-@pytest.mark.parametrize("table", ["completep", "depth-mup"])
+@pytest.mark.parametrize("table", ["completep", pytest.param("depth-mup", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_folded_and_explicit_train_alike(block, table, optimizer):
     assert difference(block, table, optimizer) < 1e-9

@@ -14,7 +14,13 @@ SWEEPS = 200
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("drift", [0.0, -0.5])
-@pytest.mark.parametrize("cubic", [0.0, 0.004], ids=["parabola", "steeper towards divergence"])
+@pytest.mark.parametrize(
+    "cubic",
+    [
+        pytest.param(0.0, id="parabola"),
+        pytest.param(0.004, id="steeper towards divergence", marks=pytest.mark.slow),
+    ],
+)
 def test_intervals_hold_the_truth_in_82_to_97_percent_of_sweeps(planted, seeds, drift, cubic):
     rng = np.random.default_rng([seeds, int(-10 * drift), int(1000 * cubic)])
     u = -3 * drift  # octaves by which the smallest size's optimum misses the largest size's
