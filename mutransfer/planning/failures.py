@@ -32,14 +32,21 @@ Change = tuple[str, Form]
 
 LAST = (
     r"mat1 and mat2 shapes cannot be multiplied \(\d+x(?P<got>\d+) and (?P<want>\d+)x\d+\)",
-    r"normalized_shape=\[(?P<want>\d+)\].*got input of size\[(?:\d+, )*(?P<got>\d+)\]",
+    r"same reduction dim, but got \[\d+, (?P<got>\d+)\] X \[(?P<want>\d+), \d+\]",
+    r"normalized_shape=\[(?P<want>\d+)\].*got input of size ?(?:torch.Size\()?\[(?:\d+, )*(?P<got>\d+)\]",
+    r"must be equal to input_size. Expected (?P<want>\d+), got (?P<got>\d+)",
 )
-SECOND = (r"to have (?P<want>\d+) channels, but got (?P<got>\d+) channels",)
+SECOND = (
+    r"to have (?P<want>\d+) channels, but got (?P<got>\d+) channels",
+    r"running_mean should contain (?P<got>\d+) elements not (?P<want>\d+)",
+)
 ANYWHERE = (
     r"size of tensor a \((?P<got>\d+)\) must match the size of tensor b \((?P<want>\d+)\)",
     r"size of tensor a \((?P<want>\d+)\) must match the size of tensor b \((?P<got>\d+)\)",
     r"[Ee]xpected size (?P<want>\d+) but got size (?P<got>\d+)",
     r"[Ee]xpected size for .* to be: (?P<want>\d+) but got: (?P<got>\d+)",
+    r"[Ee]xpected size for .* to be: \[\d+, (?P<got>\d+)\] but got: \[\d+, (?P<want>\d+)\]",
+    r"[Ee]xpected (?P<want>\d+) in dimension \d+ but got (?P<got>\d+)",
     r"shape of the mask \[(?P<got>\d+).* indexed tensor \[(?P<want>\d+)",
 )
 RANKS = (
@@ -48,6 +55,8 @@ RANKS = (
     r"[Dd]imension out of range.*\[-(?P<got>\d+), \d+\], but got (?P<at>\d+)",
     r"too many indices for tensor of dimension (?P<got>\d+)",
 )
+BROADCAST = r"broadcast a dimension of length (?P<one>\d+) at (?P<at>-\d+)!.*broadcastable to \[(?P<other>[\d, ]*)\]"
+"""What fake tensors say of two sizes that do not fit."""
 TOO_MANY = r"too many values to unpack|Expected \d+D.* but got input of size"
 TOO_SHORT = r"[Kk]ernel size can't be greater than actual input size"
 FEW = 8
@@ -66,6 +75,7 @@ def other_forms(forms: Forms, message: str) -> Iterator[Change]:
         message: the failure's words, torch's own mostly.
     """
     seen = set(forms.items())
+    message = re.sub(BROADCAST, _as_of_values, message)
     for read in (_sizes, _multiples, _ranks, _lengths, _contents):
         for change in read(forms, message):
             if change not in seen and math.prod(change[1].shape) <= LARGEST:
@@ -92,6 +102,12 @@ def _sizes(forms: Forms, message: str) -> Iterator[Change]:
             for name, form in forms.items():  # where a few columns are taken off first
                 if where == -1 and form.shape and 0 < form.shape[-1] - got <= FEW:
                     yield name, _with(form, len(form.shape) - 1, form.shape[-1] - got + want)
+
+
+def _as_of_values(found: re.Match[str]) -> str:
+    """The same of two tensors with values."""
+    other = found["other"].split(", ")[int(found["at"])]
+    return f"The size of tensor a ({found['one']}) must match the size of tensor b ({other})"
 
 
 def _pairs(patterns: tuple[str, ...], message: str) -> Iterator[tuple[int, int]]:

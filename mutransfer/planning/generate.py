@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mutransfer.errors import RoleError
+from mutransfer.errors import MutransferError, RoleError
 from mutransfer.planning.arguments import (
     AUDIO_MASKS,
     COMPANIONS,
@@ -180,7 +180,8 @@ class Search:
             self.run(inputs)
             return inputs
         except Exception as error:  # whatever a foreign forward pass raises
-            words = f"{type(error).__name__}: {error}"[:2000]
+            cause = error.__cause__ if isinstance(error, MutransferError) and error.__cause__ else error
+            words = f"{type(cause).__name__}: {cause}"[:2000]
             self.failed[draft] = Failed(draft, words, reached, {**_forms(inputs), **dict(draft.forms)})
             return None
         finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mutransfer.planning.failures import LARGEST, Content, Form, other_forms
 
@@ -37,13 +40,29 @@ def unpacked(tensor: Tensor) -> int:
         ((2, 3, 8), unpacked, (2, 1, 3, 8)),
         ((2, 1, 3, 8, 8), lambda x: F.conv2d(x, torch.ones(4, 3, 3, 3)), (2, 3, 8, 8)),
         ((2, 1, 8), lambda x: F.conv1d(x, torch.ones(4, 1, 30)), (2, 1, 32)),
+        ((1, 4, 8), lambda x: x + torch.ones(9, 8), (1, 9, 8)),
+        ((1, 4, 8), lambda x: torch.ones(1, 9, 8).add_(x), (1, 9, 8)),
+        ((1, 4, 8), lambda x: x @ torch.ones(1, 5, 3), (1, 4, 5)),
+        ((2, 4, 8), lambda x: torch.cat([torch.ones(2, 6, 9), x], 1), (2, 4, 9)),
+        ((2, 4, 8, 8), lambda x: F.batch_norm(x, torch.ones(16), torch.ones(16)), (2, 16, 8, 8)),
+        ((3, 2, 8), lambda x: torch.nn.LSTM(9, 4)(x), (3, 2, 9)),
     ],
 )
+@pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode])
 def test_the_size_that_a_failure_asks_for_is_offered(
-    given: tuple[int, ...], run: Callable[[Tensor], object], wanted: tuple[int, ...]
+    given: tuple[int, ...], run: Callable[[Tensor], object], wanted: tuple[int, ...], mode: Callable[[], Any]
 ) -> None:
-    message = words(lambda: run(torch.ones(given)))
+    """Fake tensors fail in words of their own."""
+    with mode():
+        message = words(lambda: run(torch.ones(given)))
     assert ("x", Form(wanted)) in list(other_forms({"x": Form(given)}, message))
+
+
+def test_sizes_that_fit_by_broadcasting_are_not_taken_for_the_ones_that_did_not() -> None:
+    with FakeTensorMode():
+        message = words(lambda: torch.ones(1, 4, 8) + torch.ones(9, 8))
+    assert ("x", Form((1, 9, 8))) in list(other_forms({"x": Form((1, 4, 8))}, message))
+    assert ("x", Form((9, 4, 8))) not in list(other_forms({"x": Form((1, 4, 8))}, message))
 
 
 def test_a_length_becomes_a_multiple_of_what_the_words_name() -> None:
