@@ -211,7 +211,9 @@ class TestTiedReadout:
 
 
 class TestResNet:
-    @pytest.mark.parametrize(("table", "verdict"), [("mup", "pass"), pytest.param("sp", "fail", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("table", "verdict"), [("mup", "pass"), pytest.param("sp", "fail", marks=pytest.mark.slow)]
+    )
     def test_sgd(self, models, table, verdict):
         report = mt.coord_check(models.resnet, widths=(32, 64, 128), parameterization=table, optimizer="sgd", seeds=8)
         assert report.verdict == verdict
