@@ -239,8 +239,10 @@ def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
 
 
 def _chosen(groups: Mapping[str, Sequence[_Trial]]) -> str:
-    """The setting with most sizes covered by enough values; among such, the best loss at the smallest common size.
+    """The setting with most sizes covered by enough values; among such, the best mean at the smallest common size.
 
+    A mean is one value's, over the seeds that all of them have there, as in the sweep's own table: one lucky trial
+    chooses nothing.
     Settings without a common size cannot be compared by loss, since a larger model has a lower one: most trials count.
     """
     covered = {setting: _covered(trials) for setting, trials in groups.items()}
@@ -249,11 +251,22 @@ def _chosen(groups: Mapping[str, Sequence[_Trial]]) -> str:
     common = set.intersection(*({t.point.size for t in groups[setting]} for setting in rivals))
     at = min(common, default=None)
 
+    there = {setting: [t.point for t in groups[setting] if t.point.size == at] for setting in rivals}
+    seeds = set.intersection(*({point.seed for point in points} for points in there.values()))
+
     def rank(setting: str) -> tuple[float, int]:
-        losses = [t.point.loss for t in groups[setting] if t.point.size == at]
-        return -min(losses, default=math.inf), len(groups[setting])
+        own = [point for point in there[setting] if point.seed in seeds] or there[setting]
+        return -min(_means(own), default=math.inf), len(groups[setting])
 
     return max(rivals, key=rank)
+
+
+def _means(points: Sequence[Point]) -> list[float]:
+    """Of each value's losses over its seeds."""
+    losses: dict[float, list[float]] = defaultdict(list)
+    for point in points:
+        losses[point.lr].append(point.loss)
+    return [sum(found) / len(found) for found in losses.values()]
 
 
 def _covered(trials: Sequence[_Trial]) -> set[float]:
