@@ -241,8 +241,8 @@ def _best_setting(trials: Sequence[_Trial]) -> tuple[list[_Trial], list[str]]:
 def _chosen(groups: Mapping[str, Sequence[_Trial]]) -> str:
     """The setting with most sizes covered by enough values; among such, the best mean at the smallest common size.
 
-    A mean is one value's, over the seeds that all of them have there, as in the sweep's own table: one lucky trial
-    chooses nothing.
+    A mean is one value's, over the seeds that all settings have there, as in the sweep's own table: one lucky trial
+    chooses nothing, nor does a value that lacks one of these seeds.
     Settings without a common size cannot be compared by loss, since a larger model has a lower one: most trials count.
     """
     covered = {setting: _covered(trials) for setting, trials in groups.items()}
@@ -262,11 +262,12 @@ def _chosen(groups: Mapping[str, Sequence[_Trial]]) -> str:
 
 
 def _means(points: Sequence[Point]) -> list[float]:
-    """Of each value's losses over its seeds."""
+    """Of the losses at each value that has most seeds."""
     losses: dict[float, list[float]] = defaultdict(list)
     for point in points:
         losses[point.lr].append(point.loss)
-    return [sum(found) / len(found) for found in losses.values()]
+    most = max(map(len, losses.values()), default=0)
+    return [sum(found) / most for found in losses.values() if len(found) == most]
 
 
 def _covered(trials: Sequence[_Trial]) -> set[float]:

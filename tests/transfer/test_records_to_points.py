@@ -217,6 +217,24 @@ class TestTrialsWithoutAResult:
             assert again != plain
 
 
+@pytest.mark.parametrize("failed", [False, True], ids=["its other seed is bad", "its other seed has failed"])
+def test_one_lucky_trial_does_not_choose_a_setting(trial, failed):
+    """The mean over seeds at every value but the lucky one's is 0.1 lower at the other setting."""
+    good, lucky = sweep(trial, lr_input=4.0), sweep(trial, lr_input=8.0)
+    lucky = [dataclasses.replace(one, val_loss=one.val_loss + 0.1) for one in lucky]
+    at = {one.config["seed"]: k for k, one in enumerate(lucky) if _is_at(one, 32, 2**-5)}
+    lucky[at[0]] = dataclasses.replace(lucky[at[0]], val_loss=2.0)
+    lucky[at[1]] = dataclasses.replace(lucky[at[1]], val_loss=None if failed else 3.5)
+    if failed:
+        lucky[at[1]] = dataclasses.replace(lucky[at[1]], status="failed")
+    assert min(one.val_loss for one in lucky if one.val_loss) < min(one.val_loss for one in good if _is_at(one, 32))
+    assert select([*good, *lucky]).settings["mup"]["hp.lr.input"] == 4.0
+
+
+def _is_at(one, width, lr=None):
+    return one.config["model"]["width"] == width and lr in (None, one.config["optimizer"]["lr"])
+
+
 def test_settings_are_compared_at_a_size_that_both_have(trial):
     """The setting that begins at a wider model has lower losses there, and is worse at the only common size."""
     best = {(1.0, 32): 2.6, (1.0, 64): 2.3, (2.0, 64): 2.45, (2.0, 128): 2.15}
