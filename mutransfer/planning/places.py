@@ -135,15 +135,15 @@ def _reads(lineage: Lineage, op: Op, other: Op) -> bool:
 
 def _bypassed(lineage: Lineage, op: Op, value: int) -> bool:
     """Whether a value has also come from the inputs, or from what an op reads, by a way around that op."""
-    todo, seen = [value], set(op.outputs)
-    while todo:
-        value = todo.pop()
+    waiting, seen = [value], set(op.outputs)
+    while waiting:
+        value = waiting.pop()
         if value in seen:
             continue
         seen.add(value)
         if any(lineage.descends(value, result) for result in op.outputs):
             producer = lineage.trace.producer(value)
-            todo += producer.inputs if producer is not None else ()
+            waiting += producer.inputs if producer is not None else ()
         elif lineage.is_activation(value) or any(lineage.descends(read, value) for read in op.inputs):
             return True
     return False

@@ -149,11 +149,11 @@ def _norm(trace: Trace, op: Op) -> list[Op]:
     if op.name.rstrip("_") not in ("mul", "div") or len(op.inputs) != 2:
         return []
     found: list[Op] = []
-    todo = [op.inputs[1]]
+    waiting = [op.inputs[1]]
     for _ in range(8):  # norm, clamp, rsqrt, expand: a few ops
-        producers = [p for v in todo if (p := trace.producer(v)) is not None]
+        producers = [p for v in waiting if (p := trace.producer(v)) is not None]
         found += producers
-        todo = [v for p in producers for v in p.inputs]
-        if op.inputs[0] in todo:
+        waiting = [v for p in producers for v in p.inputs]
+        if op.inputs[0] in waiting:
             return found
     return []

@@ -71,14 +71,14 @@ def find_terminal(lineage: Lineage, value: int, stop: frozenset[int]) -> Termina
         value: what is added to the stream.
         stop: values of the stream: a walk that meets one has found no parameter.
     """
-    found, todo = Terminal(), [value]
-    while todo and not found.blocked_by:
-        value = todo.pop(0)
+    found, waiting = Terminal(), [value]
+    while waiting and not found.blocked_by:
+        value = waiting.pop(0)
         op = lineage.trace.producer(value)
         if op is None or value in stop:
             found.blocked_by = "the stream"
         elif not _take_parameters(lineage, op, found):
-            todo += _onward(lineage, op, stop, found)
+            waiting += _onward(lineage, op, stop, found)
     return Terminal(blocked_by=found.blocked_by) if found.blocked_by else found
 
 
