@@ -56,7 +56,7 @@ class TestLawOfEachTable:
     @pytest.mark.parametrize("cell", CELLS)
     @pytest.mark.parametrize("role", DRAWN)
     @pytest.mark.parametrize("optimizer", OPTIMIZER_NAMES)
-    @pytest.mark.parametrize("table", TABLES)
+    @pytest.mark.parametrize("table", ["mup", *(pytest.param(name, marks=pytest.mark.slow) for name in TABLES[1:])])
     def test_one_corrupted_cell_fails_and_is_named(self, models, corrupted, table, optimizer, role, cell, power):
         wrong = corrupted(mt.PARAMETERIZATIONS[table], role, cell, power, optimizer)
         report = mlp_check(models, wrong, optimizer)
