@@ -111,7 +111,7 @@ def _from_config(
 ) -> Base:
     if not rebuild.has_config(model):
         raise ShapeError(
-            f"{type(model).__name__} cannot be built at another width: it has no .config that its class takes. "
+            f"{type(model).__name__} cannot be built at another width: it has no .config, an object or a dict that its class takes. "
             "Give factory= (a function from width to model), or give base= as a model of the base's size."
         )
     if isinstance(base, int):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -311,7 +311,7 @@ def with_values(config: Any, changes: Mapping[Path, Any]) -> Any:
         for name in path[:-1]:
             owner = inside(owner, name)
         # past the config's own __setattr__, whose validation sees half of the changes
-        (owner if isinstance(owner, dict) else vars(owner))[path[-1]] = value
+        (owner if isinstance(owner, MutableMapping) else vars(owner))[path[-1]] = value
     return changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -126,8 +127,10 @@ def _width_of(model: Shapes, probes: Sequence[Shapes], base: int) -> int:
 
 
 def has_config(model: nn.Module) -> bool:
-    """Whether `type(model)(model.config)` can be tried."""
-    return hasattr(model, "config") and (dataclasses.is_dataclass(model.config) or hasattr(model.config, "to_dict"))
+    """Whether `type(model)(model.config)` can be tried: with a mapping, or any object that holds fields."""
+    config = getattr(model, "config", None)
+    holds_fields = isinstance(config, Mapping) or hasattr(config, "__dict__")
+    return holds_fields and not isinstance(config, type | nn.Module | ModuleType)
 
 
 def from_config(model: nn.Module, base: Mapping[Path, Any], depth: Mapping[Path, Any] | None = None) -> Rebuilt:

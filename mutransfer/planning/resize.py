@@ -217,7 +217,7 @@ def _is_config(value: Any) -> bool:
 def _names(config: Any) -> list[str]:
     if dataclasses.is_dataclass(config):
         return [field.name for field in dataclasses.fields(config)]
-    return [name for name in vars(config) if not name.startswith("_")]
+    return [name for name in (config if isinstance(config, Mapping) else vars(config)) if not name.startswith("_")]
 
 
 def _has(config: Any, name: str) -> bool:
