@@ -173,9 +173,8 @@ class CoordReport:
         ]
 
     def _blame(self) -> list[str]:
-        words = ("culprit", *["perhaps its consequence"] * (SHOWN_CULPRITS - 1))
-        pairs = zip(words, self.culprits, strict=False)
-        lines = [f"{word}: {culprit.name} ({culprit.kind}): {culprit.look_at}" for word, culprit in pairs]
+        shown = self.culprits[:SHOWN_CULPRITS]
+        lines = [f"{standing(c, shown[0])}: {c.name} ({c.kind}): {c.look_at}" for c in shown]
         if len(self.culprits) > SHOWN_CULPRITS:
             lines.append(f"... and {len(self.culprits) - SHOWN_CULPRITS} more")
         if self.verdict != "pass" and self.implied:
@@ -221,6 +220,18 @@ class CoordReport:
         from mutransfer.figures.coordinates import save_coordinates
 
         return save_coordinates(self.to_json(), path)
+
+
+def standing(culprit: Culprit, first: Culprit) -> str:
+    """What one culprit is beside the first: an exponent follows from one that is as far off, and what the optimizer's
+    groups say follows from a wrong lr alone."""
+    if culprit is first:
+        return "culprit"
+    if culprit.kind in ("eps", "decay"):
+        return "perhaps its consequence" if first.kind == "change" else "wrong too"
+    exponents = first.kind in ("init", "change") and culprit.kind in ("init", "change")
+    farther = abs(culprit.measured - culprit.expected) > abs(first.measured - first.expected) + MARGIN
+    return "wrong too, and farther off" if exponents and farther else "perhaps its consequence"
 
 
 def _cells(slope: Slope | None) -> tuple[str, str, str]:

@@ -87,26 +87,34 @@ def culprits(found: Findings) -> list[Culprit]:
 
     A wrong size at init travels forward into later contributions and changes, so if any init is outside, the farthest
     of those is the cause (of several equally far the first in execution order that is wrong in the first block of its
-    stack too), and changes are consequences. A wrong
-    lr shows in lr * eps and lr * decay too, so they come after it, and each row of the table once. Along a stack that
-    follows no law blocks drift apart, so a single one is only named where nothing else is.
+    stack too), and changes that are no farther are consequences. A wrong lr shows in lr * eps and lr * decay too, so
+    they come after it, and each row of the table once. Along a stack that follows no law blocks drift apart, so a
+    single one is only named where nothing else is.
     """
     wrong = [
         Culprit(s.site, "softmax", s.measured, s.expected, _look_at_softmax(s)) for s in found.softmax if not s.holds
     ]
     outside = [slope for slope in found.judged if slope.status == "outside"]
-    inits = [slope for slope in outside if slope.kind == "init"]
-    changes = sorted((s for s in outside if s.kind == "change"), key=lambda s: -abs(s.off))
-    if inits:
-        farthest = max(abs(slope.off) for slope in inits)
-        near = [slope for slope in inits if abs(slope.off) > farthest - MARGIN]
-        tied = [slope for slope in near if _is_wrong_in_first(slope)] or near
-        rest = sorted((slope for slope in inits if slope not in tied), key=lambda slope: -abs(slope.off))
-        inits = [*sorted(tied, key=lambda slope: slope.order), *rest]
-    ordered = [*inits, *changes]
+    ordered = _cause_first(outside)
     wrong += [Culprit(s.name, s.kind, s.value, s.value - s.off, _look_at(s, found.axis)) for s in ordered]
     wrong += [Culprit(o.name, o.kind, o.octaves, 0.0, _look_at_block(o)) for o in found.odd if not outside]
     return wrong + [Culprit(n, s.kind, s.measured, s.expected, _look_at_setting(s)) for n, s in _wrong(found.settings)]
+
+
+def _cause_first(outside: Sequence[Slope]) -> list[Slope]:
+    """Behind the cause the farthest come first, in steps of 1/2, which is what a wrong exponent moves by."""
+    inits = [slope for slope in outside if slope.kind == "init"]
+    if not inits:
+        return sorted(outside, key=lambda slope: -abs(slope.off))
+    farthest = max(abs(slope.off) for slope in inits)
+    near = [slope for slope in inits if abs(slope.off) > farthest - MARGIN]
+    cause = min((s for s in near if _is_wrong_in_first(s)), default=None, key=_order) or min(near, key=_order)
+    rest = (slope for slope in outside if slope is not cause)
+    return [cause, *sorted(rest, key=lambda s: (-round(2 * abs(s.off)), s.kind == "change", s.order))]
+
+
+def _order(slope: Slope) -> int:
+    return slope.order
 
 
 def _is_wrong_in_first(slope: Slope) -> bool:
