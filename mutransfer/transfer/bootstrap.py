@@ -32,6 +32,12 @@ class Interval:
     high: float | None = None
     reason: str | None = None
 
+    def distance(self, other: Interval) -> float:
+        """Between the two; 0 where they overlap or an end is not known."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return 0.0
+        return max(other.low - self.high, self.low - other.high, 0.0)
+
     def to_json(self) -> dict[str, Any]:
         bounds = {name: _finite(getattr(self, name)) for name in ("value", "low", "high")}
         return bounds | ({"reason": self.reason} if self.reason else {})

@@ -227,6 +227,28 @@ class TestGridsThatAreNotAlike:
         assert not any("further apart" in note for note in analyze(parabola(lrs=range(-10, -1, 2))).notes)
 
 
+class TestScatter:
+    BEST = (-6, -7.4, -6, -7.4, -6)  # by symmetry a level line
+
+    def scattered(self, best=BEST, **more):
+        return analyze(parabola(best=best, sizes=(16, 32, 64, 128, 256), lrs=range(-11, -2), **more))
+
+    def test_optima_that_leap_around_a_level_line_are_noted(self):
+        report = self.scattered()
+        assert report.verdict == "transfers"
+        [first, *others] = [note for note in report.notes if "the best value moves by at least" in note]
+        assert first.startswith("mup: from size 16 to 32 the best value moves by at least 1.3")
+        assert len(others) == 3
+
+    def test_optima_on_a_line_are_not(self):
+        assert not any("moves by at least" in note for note in self.scattered(best=(-6,) * 5).notes)
+
+    def test_nor_are_those_of_a_verdict_that_says_it(self):
+        report = self.scattered(best=(-5, -6, -7, -8, -9))
+        assert report.verdict == "does not transfer"
+        assert not any("moves by at least" in note for note in report.notes)
+
+
 class TestBeside:
     def test_curvature_is_what_an_octave_costs(self):
         found = analyze(parabola())["mup"]
@@ -327,6 +349,7 @@ class TestBadInput:
             ([p for p in parabola() if p.size == 32], "size 32 only; transfer needs at least 2 sizes"),
             ([Point("mup", 32, 0.0, 0, 2.0)], "positive value"),
             ([Point("mup", 32, 2**-6, 0, math.nan)], "has no loss"),
+            ([Point("mup", 32, 2**-6, 0, -1.2)], "a loss that is not above 0, and regret is relative to the loss"),
             ([*parabola(), Point("ntk", 128, 2**-6, 0, 2.0)], "To judge what was swept: subject=mup"),
             ([*parabola(), Point("mup", 32, 2**-6, 0, 9.0)], "keep one setting"),
         ],
