@@ -111,8 +111,8 @@ def _from_config(
 ) -> Base:
     if not rebuild.has_config(model):
         raise ShapeError(
-            f"{type(model).__name__} cannot be built at another width: it has no .config, an object or a dict that its class takes. "
-            "Give factory= (a function from width to model), or give base= as a model of the base's size."
+            f"{type(model).__name__} cannot be built at another width: it has no .config, an object or a dict that its "
+            "class takes. Give factory= (a function from width to model), or give base= as a model of the base's size."
         )
     if isinstance(base, int):
         depths = {} if depth is None else depth_values(model.config, depth)

@@ -57,6 +57,8 @@ def make_options(
     for name, (value, allowed) in choices.items():
         if value not in get_args(allowed):
             raise ConfigError(f"{name}={value!r} is not a choice.{nearest(str(value), get_args(allowed))}")
+    if not isinstance(strict, bool):
+        raise ConfigError(f"{strict=} is not a choice: True raises where a role cannot be proven, False guesses it.")
     own = parse_hyperparameters(hyperparameters)
     if own.residual_mult != 1.0 and table.depth is None:
         raise RuleError(

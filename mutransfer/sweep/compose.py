@@ -126,12 +126,21 @@ class Composer:
         if not may_add and not _holds(config, key):
             raise ConfigError(f"There is no config key {key!r}.{self._hint(config, key)}")
         if override.is_sweep_override():
-            raise ConfigError(f"{key} has several values here, and this verb takes one. `mutransfer sweep` takes many.")
+            raise ConfigError(self._several(config, override))
         anew = key in free_keys() or not _holds(config, key)
         try:
             OmegaConf.update(config, key, override.value(), merge=True, force_add=anew)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key} cannot be set: {_first_line(error)}.") from None
+
+    def _several(self, config: DictConfig, override: Override) -> str:
+        """What a grid is told in a verb that runs no grid: a list is written in brackets."""
+        key, values = override.key_or_group, override.input_line.partition("=")[2]
+        here = OmegaConf.select(config, key)
+        if OmegaConf.is_list(here):
+            return f"{key} is a list, and {values} is a grid of single values: write '{key}=[{values}]'."
+        brackets = f" Where a list is meant, write '{key}=[{values}]'." if here is None else ""
+        return f"{key} has several values here, and this verb takes one. `mutransfer sweep` takes many.{brackets}"
 
     def _hint(self, config: DictConfig, key: str) -> str:
         plain = OmegaConf.to_container(config)

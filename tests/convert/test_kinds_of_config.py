@@ -25,9 +25,9 @@ class Net(nn.Module):
         super().__init__()
         self.config = config
         fields = config if isinstance(config, Mapping) else vars(config)
-        self.read = nn.Linear(8, fields["d_model"])
-        self.blocks = nn.Sequential(*(nn.Linear(fields["d_model"], fields["d_model"]) for _ in range(fields["n_layers"])))
-        self.out = nn.Linear(fields["d_model"], 4)
+        width, depth = fields["d_model"], fields["n_layers"]
+        self.read, self.out = nn.Linear(8, width), nn.Linear(width, 4)
+        self.blocks = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
 
     def forward(self, x):
         return self.out(torch.relu(self.blocks(torch.relu(self.read(x)))))

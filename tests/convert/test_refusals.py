@@ -63,6 +63,7 @@ SLIPS = {
     "an optimizer's class": ({"optimizer": torch.optim.AdamW}, RuleError, "'AdamW'; give a name. Did you mean 'adamw'"),
     "an optimizer's class in quotes": ({"optimizer": "AdamW"}, RuleError, "Did you mean 'adamw'"),
     "an optimizer's options": ({"optimizer": {"name": "adamw"}}, RuleError, "no rule for optimizer 'dict'"),
+    "a word for strict": ({"strict": "no"}, ConfigError, "strict='no' is not a choice: True raises"),
     "no parameterization": ({"parameterization": None}, RuleError, "no parameterization None. Known: sp, .*mup"),
     "several parameterizations": ({"parameterization": ["mup"]}, RuleError, "no parameterization"),
 }  # fmt: skip

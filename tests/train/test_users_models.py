@@ -155,6 +155,9 @@ def shallow(width):
 def broken(width):
     raise RuntimeError("no such layer")
 
+def leaving(width):
+    raise SystemExit(3)
+
 def refusing(width):
     raise ConfigError("width must be even")
 
@@ -194,6 +197,7 @@ def test_the_users_function_is_called_with_width_depth_and_kwargs(factory_module
         ("users_net:shallow", {"depth": 2}, r"cannot be called with width=8, depth=2: .*It takes \(width\)"),
         ("users_net:make", {"kwargs": {"bais": 1}}, "cannot be called with"),
         ("users_net:broken", {}, "failed at width=8: RuntimeError: no such layer"),
+        ("users_net:leaving", {}, "failed at width=8: SystemExit: 3"),
         ("users_net:refusing", {}, "width must be even"),
         ("builtins:dict", {}, "returned a dict"),
         ("users_net:number", {}, "returned a int; a torch.nn.Module is expected"),

@@ -52,7 +52,7 @@ def build_from_factory(config: FactoryConfig) -> nn.Module:
         model = make(**arguments)
     except MutransferError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"model.path={config.path} failed at {_shown(arguments)}: {_reason(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.path={config.path} returned a {type(model).__name__}; a torch.nn.Module is expected.")
@@ -78,7 +78,7 @@ def _import(path: str, module_name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that runs when it is imported may exit
         raise ConfigError(
             f"model.path={path} cannot be imported from {os.getcwd()}: {_reason(error)}. "
             "Run from the folder that holds the module, or install it."
@@ -103,5 +103,5 @@ def _shown(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
