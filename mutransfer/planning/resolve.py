@@ -14,7 +14,7 @@ from mutransfer.planning.attention import AttentionResult, plan_attention
 from mutransfer.planning.base import Base, BaseSpec, read_base
 from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depth import Factors, plan_depth
-from mutransfer.planning.forward import Forward, compare_forward, forward_of
+from mutransfer.planning.forward import Forward, compare_forward, forward_of, names_of
 from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.laws import Law
 from mutransfer.planning.ops import Trace
@@ -22,6 +22,7 @@ from mutransfer.planning.options import Options
 from mutransfer.planning.parts import with_uses_of_parts
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
+from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.stacks import block_kinds, block_of
 from mutransfer.planning.trace import evaluating
 from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
@@ -81,7 +82,7 @@ def _resolve(
     base = _trace_base(known, inputs, own, options)
     depth = plan_depth(known, traced, base, options)
     at_base, base_notes = _forward_at_base(known, base, own, options)
-    _refuse_layer_index(known, own, options)
+    _refuse_layer_index(known, traced, options)
     attention = _attention(model, traced, inputs, own, at_base, options, by_config=by_config)
     corrections, constant_notes = compare_forward(traced, at_base)
     factors = {name: depth.factors(name, options) for name in roles}
@@ -178,8 +179,9 @@ def _forward_at_base(
     return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
-def _refuse_layer_index(known: Base, own: Forward, options: Options) -> None:
-    """Between two depths a block takes the place of any other one: what differs by its index has no counterpart."""
+def _refuse_layer_index(known: Base, traced: Trace, options: Options) -> None:
+    """Between two depths a block takes the place of any other one: what differs by its index has no counterpart. Of a
+    scale with a learned temperature that is the numbers beside it; of the temperature, its law."""
     if not known.stacks.deeper or options.init == "keep":
         return
     templates = known.stacks.templates
@@ -190,9 +192,10 @@ def _refuse_layer_index(known: Base, own: Forward, options: Options) -> None:
         if law.kind == "drawn" and not law.measured:
             drawn = ("The init", templates.of(name), sizes[name], kinds.get(block_of(name, templates)))
             alike.setdefault(drawn, {}).setdefault(law, name)
-    for key, (head_dim, scale) in own.scales.items():
-        scaled = ("The softmax scale", templates.of(key), head_dim, kinds.get(block_of(key, templates)))
-        alike.setdefault(scaled, {}).setdefault(scale, key)
+    sites = attention_sites(traced)
+    for key, site in zip(names_of(sites), sites, strict=True):
+        scaled = ("The softmax scale", templates.of(key), site.head_dim, kinds.get(block_of(key, templates)))
+        alike.setdefault(scaled, {}).setdefault((site.number, math.isnan(site.scale)), key)
     for (what, template, *_), found in alike.items():
         if len(found) > 1:
             one, other = list(found.values())[:2]

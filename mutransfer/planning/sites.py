@@ -21,6 +21,7 @@ class AttentionSite:
         module: path of the module that runs it.
         scale: the effective factor on q k, all numbers on q, k and the logits multiplied; nan where one of them is a
             tensor (a learned temperature, say).
+        number: of these the numbers alone, multiplied.
         head_dim: the size that q and k are contracted over.
         product: index of the op that multiplies q and k.
         queries, keys: the values that it reads.
@@ -31,6 +32,7 @@ class AttentionSite:
 
     module: str
     scale: float
+    number: float
     head_dim: int
     product: int
     queries: int
@@ -63,15 +65,17 @@ def attention_sites(trace: Trace) -> list[AttentionSite]:
 class _Path:
     """The numbers met on a way through the graph, multiplied; the ops that hold them, and tensors in their stead."""
 
-    scale: float
+    number: float
     ops: set[int] = field(default_factory=set)
+    learned: bool = False
     temperatures: list[tuple[int, int]] = field(default_factory=list)
 
     def take(self, trace: Trace, op: Op, factor: float | None) -> None:
         if factor is None:
             return
-        self.scale *= factor
         self.ops.add(trace.index(op))
+        self.number *= 1.0 if math.isnan(factor) else factor
+        self.learned |= math.isnan(factor)
         if math.isnan(factor) and op.name.rstrip("_") == "mul":
             self.temperatures.append((trace.index(op), op.inputs[1]))
 
@@ -80,7 +84,8 @@ def _site(trace: Trace, index: int, path: _Path, q: int, k: int, head_dim: int) 
     temperatures = tuple(path.temperatures)  # of the logits: those on q and k are found with what makes them
     unit = [_scalars(trace, value, path, head_dim) for value in (q, k)]
     module, ops = trace.ops[index].module, frozenset({index, *path.ops})
-    return AttentionSite(module, path.scale, head_dim, index, q, k, ops, temperatures, all(unit))
+    scale = math.nan if path.learned else path.number
+    return AttentionSite(module, scale, path.number, head_dim, index, q, k, ops, temperatures, all(unit))
 
 
 def _product(trace: Trace, value: int, path: _Path) -> int | None:

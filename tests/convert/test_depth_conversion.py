@@ -254,6 +254,45 @@ def test_what_depends_on_the_blocks_index_is_refused():
         mt.plan(gpt2(4, scale_attn_by_inverse_layer_idx=True), "completep", base=64, base_depth=2)
 
 
+class Tempered(zoo.Attention):
+    """Cosine attention with a learned temperature for every head, times a number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.temperature, self.number = nn.Parameter(torch.full((2, 1, 1), 2.0)), number
+
+    def forward(self, x):
+        q, k, v = (each(x).unflatten(-1, (2, -1)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        logits = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT
+        attended = (logits * self.temperature * self.number).softmax(-1) @ v
+        return self.o(attended.transpose(1, 2).flatten(-2))
+
+
+def tempered(depth, number):
+    """Blocks whose attention has `number` of their index."""
+    indices = iter(range(depth))
+
+    def block():
+        made = zoo.PreNorm()
+        made.attention = Tempered(number(next(indices)))
+        return made
+
+    return stack(block, depth)
+
+
+def test_a_learned_temperature_does_not_depend_on_the_blocks_index():
+    model, base = (tempered(depth, lambda _: 0.5) for depth in (6, 2))
+    plan = mt.plan(model, "completep", base=base, example_inputs=zoo.ids())
+    assert plan["blocks.5.attention.temperature"].place is Place.INNER
+    assert plan["blocks.5.attention.o.weight"].init_factor == pytest.approx(2 / 6)
+
+
+def test_control_a_number_of_the_index_beside_a_learned_temperature_is_refused():
+    model, base = (tempered(depth, lambda index: 1 / (1 + index)) for depth in (6, 2))
+    with pytest.raises(mt.MutransferError, match=r"softmax scale of 'blocks\.\*\.attention' depends on the index"):
+        mt.plan(model, "completep", base=base, example_inputs=zoo.ids())
+
+
 def test_what_does_not_depend_on_depth_is_not_a_residual_stack():
     def chain(depth):
         torch.manual_seed(0)
