@@ -39,21 +39,6 @@ def blamed_role(report: CoordReport) -> Role | None:
 
 
 class TestLawOfEachTable:
-    def test_behind_the_cause_the_farthest_comes_first_and_is_told_as_a_fault_of_its_own(self):
-        """Biases as torch draws them shrink by 1/2; an lr that is wrong by a whole power is no consequence of that."""
-        biases = [slope(f"bias{k}", "init", -0.5, k) for k in range(6)]
-        found = culprits(Findings([*biases, slope("weight", "change", 1.0, 9)]))
-        assert [culprit.name for culprit in found[:3]] == ["bias0", "weight", "bias1"]
-        assert [standing(culprit, found[0]) for culprit in found[:3]] == [
-            "culprit", "wrong too, and farther off", "perhaps its consequence",
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize(("cause", "told"), [("init", "wrong too"), ("change", "perhaps its consequence")])
-    def test_what_the_groups_say_follows_from_a_wrong_lr_alone(self, cause, told):
-        decay = Setting("weight", "weight", "hidden", "decay", 8.0, 1.0)
-        first, last = culprits(Findings([slope("embed", cause, 0.5, 1)], settings=[decay]))
-        assert (last.kind, standing(last, first)) == ("decay", told)
-
     @pytest.mark.parametrize("optimizer", OPTIMIZER_NAMES)
     @pytest.mark.parametrize("table", TABLES)
     def test_right_tables_pass_and_the_control_does_not(self, models, table, optimizer):
@@ -316,6 +301,21 @@ class TestVerdictAndCulprit:
         assert found[0].name == "second"
         found = culprits(Findings([slope("third", "init", 1.0, 3), slope("second", "init", 0.5, 2)]))
         assert found[0].name == "third"
+
+    def test_behind_the_cause_the_farthest_comes_first_and_is_told_as_a_fault_of_its_own(self):
+        """Biases as torch draws them shrink by 1/2; an lr that is wrong by a whole power is no consequence of that."""
+        biases = [slope(f"bias{k}", "init", -0.5, k) for k in range(6)]
+        found = culprits(Findings([*biases, slope("weight", "change", 1.0, 9)]))
+        assert [culprit.name for culprit in found[:3]] == ["bias0", "weight", "bias1"]
+        assert [standing(culprit, found[0]) for culprit in found[:3]] == [
+            "culprit", "wrong too, and farther off", "perhaps its consequence",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(("cause", "told"), [("init", "wrong too"), ("change", "perhaps its consequence")])
+    def test_what_the_groups_say_follows_from_a_wrong_lr_alone(self, cause, told):
+        decay = Setting("weight", "weight", "hidden", "decay", 8.0, 1.0)
+        first, last = culprits(Findings([slope("embed", cause, 0.5, 1)], settings=[decay]))
+        assert (last.kind, standing(last, first)) == ("decay", told)
 
     def test_with_clean_inits_the_farthest_change_is_the_cause(self):
         found = culprits(Findings([slope("near", "change", -0.4, 1), slope("far", "change", -0.6, 5)]))
