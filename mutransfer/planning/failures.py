@@ -87,21 +87,39 @@ def _sizes(forms: Forms, message: str) -> Iterator[Change]:
     """A dimension of the size that did not fit gets the one that does; or a dimension of that size is added."""
     for patterns, where in ((LAST, -1), (SECOND, 1), (ANYWHERE, None)):
         for got, want in _pairs(patterns, message):
-            if not got:
-                continue
-            for name, form in forms.items():
-                yield from ((name, _with(form, axis, want)) for axis in _axes(form, got, where))
-            for name, form in forms.items():
-                if len(form.shape) < 3 and (where is None or form.content is Content.REAL):
-                    end = 1 if where == 1 else len(form.shape)
-                    yield name, replace(form, shape=(*form.shape[:end], want, *form.shape[end:]))
-            if not any(_axes(form, got, None) for form in forms.values()):  # where a multiple of it came of theirs
-                for name, form in forms.items():
-                    multiples = [a for a, size in enumerate(form.shape) if size > 1 and size * want % got == 0]
-                    yield from ((name, _with(form, a, form.shape[a] * want // got)) for a in multiples)
-            for name, form in forms.items():  # where a few columns are taken off first
-                if where == -1 and form.shape and 0 < form.shape[-1] - got <= FEW:
-                    yield name, _with(form, len(form.shape) - 1, form.shape[-1] - got + want)
+            if got:
+                yield from _resized(forms, got, want, where)
+                yield from _one_more(forms, want, where)
+                if not any(_axes(form, got, None) for form in forms.values()):
+                    yield from _in_proportion(forms, got, want)
+                if where == -1:
+                    yield from _beside_columns(forms, got, want)
+
+
+def _resized(forms: Forms, got: int, want: int, where: int | None) -> Iterator[Change]:
+    for name, form in forms.items():
+        yield from ((name, _with(form, axis, want)) for axis in _axes(form, got, where))
+
+
+def _one_more(forms: Forms, want: int, where: int | None) -> Iterator[Change]:
+    for name, form in forms.items():
+        if len(form.shape) < 3 and (where is None or form.content is Content.REAL):
+            end = 1 if where == 1 else len(form.shape)
+            yield name, replace(form, shape=(*form.shape[:end], want, *form.shape[end:]))
+
+
+def _in_proportion(forms: Forms, got: int, want: int) -> Iterator[Change]:
+    """Where the model made a multiple of an input's size, and that did not fit."""
+    for name, form in forms.items():
+        multiples = [axis for axis, size in enumerate(form.shape) if size > 1 and size * want % got == 0]
+        yield from ((name, _with(form, axis, form.shape[axis] * want // got)) for axis in multiples)
+
+
+def _beside_columns(forms: Forms, got: int, want: int) -> Iterator[Change]:
+    """Where a few columns are taken off first."""
+    for name, form in forms.items():
+        if form.shape and 0 < form.shape[-1] - got <= FEW:
+            yield name, _with(form, len(form.shape) - 1, form.shape[-1] - got + want)
 
 
 def _as_of_values(found: re.Match[str]) -> str:
