@@ -10,17 +10,19 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 
+from mutransfer.errors import ShapeError
 from mutransfer.planning.fields import numbers
-from mutransfer.planning.shrink import shrink
-from mutransfer.planning.widths import Widths, discover_widths
-from zoo.subjects import NotBuiltError, Small, Subject, from_config, images
+from mutransfer.planning.shrink import Shrunk, Sizes, shrink
+from mutransfer.planning.widths import discover_widths
+from zoo.subjects import NotBuiltError, Small, Subject, Wider, by_fields, by_layers, from_config, images
 
 SIDES = (32, 64, 128, 224)
 BATCH = 4  # BatchNorm needs more than one value a channel
@@ -88,25 +90,49 @@ class Arguments(types.SimpleNamespace):
 
 def _small(timm: Any, name: str) -> Small:
     model_class, arguments = _call_of(timm, name)
-    sides: list[int] = []
-    found: list[Widths] = []
 
     def build(config: Any) -> nn.Module:
         return model_class(**copy.deepcopy(vars(config)))  # some take their lists apart
 
-    def runs(config: Any) -> int:
-        return _side(build(config).eval(), _own_side(config))
-
-    def accept(config: Any) -> None:
-        found[:] = [discover_widths(config, build, run=runs)]
-        sides[:] = [max(runs(each) for each in (config, found[0].at(config, 2)))]
-
-    shrunk = shrink(arguments, accept)
+    shrunk, wider, side = _shrink(arguments, build)
     width = shrunk.sizes.width
-    widths = found[0]
-    make, deep = from_config(shrunk.config, width, widths, build)
-    notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **widths.summary()}
-    return Small(width, make, images(BATCH, sides[0]), notes, deep)
+    make, deep = from_config(shrunk.config, width, wider)
+    notes = {"class": model_class.__name__, "kept": list(shrunk.kept), **wider.notes}
+    return Small(width, make, images(BATCH, side), notes, deep)
+
+
+def _shrink(arguments: Arguments, build: Callable[[Any], nn.Module]) -> tuple[Shrunk, Wider, int]:
+    """A tiny config, what makes it wider, and the side of its images: by its fields; or, where they do not, by its
+    layers, of a config as small as it gets."""
+    found: list[Wider] = []
+    sides: list[int] = []
+
+    def accept(config: Any, find: Callable[[Any, Callable[[nn.Module], int]], Wider]) -> None:
+        own = _own_side(config)
+        found[:] = [find(config, lambda model: _side(model.eval(), own))]
+        sides[:] = [max(_side(found[0].build(found[0].at(config, k), k).eval(), own) for k in (1, 2))]
+
+    def fields(config: Any, run: Callable[[nn.Module], int]) -> Wider:
+        return by_fields(discover_widths(config, build, run=lambda wider: run(build(wider))), build)
+
+    def layers(config: Any, run: Callable[[nn.Module], int]) -> Wider:
+        return by_layers(config, build, run, kept={vars(config).get(name) for name in ("num_classes", "in_chans")})
+
+    try:
+        shrunk = shrink(arguments, lambda config: accept(config, fields))
+    except ShapeError as failure:
+        shrunk = _or_whole(arguments, lambda config: accept(config, layers), failure)
+    return shrunk, found[0], sides[0]
+
+
+def _or_whole(arguments: Arguments, accept: Callable[[Any], None], failure: ShapeError) -> Shrunk:
+    """Shrunk, or as it is; raises the failure of before where neither is accepted."""
+    with suppress(ShapeError):
+        return shrink(arguments, accept)
+    with suppress(ShapeError):
+        accept(arguments)
+        return Shrunk(arguments, Sizes(), ())
+    raise failure
 
 
 def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mutransfer.errors import MutransferError, ShapeError
+from mutransfer.planning.arguments import IMAGES, SOUND
 from mutransfer.planning.generate import generate_inputs
 from mutransfer.planning.shrink import Shrunk, shrink
 from mutransfer.planning.widths import Widths, discover_widths
-from zoo.subjects import NotBuiltError, Small, Subject, from_config
+from zoo.subjects import NotBuiltError, Small, Subject, by_fields, from_config
 
 HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
          "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
@@ -64,13 +67,54 @@ def _small(kind: str, name: str) -> Small:
     shrunk, widths, whole = _shrink(model_class, _default(kind))
     width = shrunk.sizes.width
     model = model_class(shrunk.config)
-    make, deep = from_config(shrunk.config, width, widths, model_class)
+    wider = by_fields(widths, model_class)
+    make, deep = from_config(shrunk.config, width, wider)
 
     def inputs(seed: int) -> dict[str, Any]:
         return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
 
-    notes = {"class": name, "kept": list(shrunk.kept), "whole": whole, **widths.summary()}
-    return Small(width, make, inputs, notes, deep)
+    @functools.cache
+    def at_width(now: int, seed: int) -> dict[str, Any]:
+        wide = make(now).eval()
+        return generate_inputs(wide, lambda given: _forward(wide, given), seed, whole=whole)
+
+    follow = inputs_follow(
+        inputs(0), lambda: at_width(2 * width, 0), lambda given: _forward(make(2 * width).eval(), given)
+    )
+    notes = {"class": name, "kept": list(shrunk.kept), "whole": whole, "inputs_follow": follow, **wider.notes}
+    return Small(width, make, inputs, notes, deep, at_width=at_width if follow else None)
+
+
+def inputs_follow(
+    own: dict[str, Any], of_wider: Callable[[], dict[str, Any]], run: Callable[[dict[str, Any]], object]
+) -> bool:
+    """Whether a model twice as wide, which does not take the same, takes what is twice as large in some dimension:
+    hidden states of its width. An image or a sound does not follow a width: what asks for a larger one was made wider
+    in the wrong place.
+
+    Args:
+        own: of the narrower model.
+        of_wider: generates those of the wider one.
+        run: its forward pass.
+    """
+    with suppress(Exception):  # whatever a foreign forward pass raises
+        run(own)
+        return False
+    try:
+        wide = of_wider()
+    except MutransferError:
+        return False
+    return _grown(own, wide)
+
+
+def _grown(own: dict[str, Any], wide: dict[str, Any]) -> bool:
+    """Whether the same arguments are given, of some of them twice as much, and none of those seen or heard."""
+    sizes, wider = ({n: t.shape for n, t in given.items() if isinstance(t, Tensor)} for given in (own, wide))
+    if {name: len(shape) for name, shape in sizes.items()} != {name: len(shape) for name, shape in wider.items()}:
+        return False
+    changed = [name for name in sizes if sizes[name] != wider[name]]
+    twice = all(b in (a, 2 * a) for name in changed for a, b in zip(sizes[name], wider[name], strict=True))
+    return twice and not any(IMAGES.fullmatch(name) or SOUND.fullmatch(name) for name in changed)
 
 
 def _default(kind: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from mutransfer.planning.depths import with_lists
 from mutransfer.planning.fields import Kind, depth_fields, mapped, with_values
 from mutransfer.planning.widths import Widths
+from zoo.layer_sizes import divisor_of, times
 
 WIDTH, DEPTH = 64, 2
 """Of the small models that are built by hand here."""
@@ -24,10 +26,11 @@ class Small:
     Attributes:
         width: of the smallest.
         make: width, a multiple of the smallest -> a fresh model.
-        inputs: seed -> what its forward pass takes.
+        inputs: seed -> what the smallest's forward pass takes.
         notes: columns that only its source knows.
         deep: width and depth -> a fresh model; None where it has no number of layers.
         depth: of the shallowest.
+        at_width: width and seed -> what a model of that width takes; None where that is what the smallest does.
     """
 
     width: int
@@ -36,6 +39,11 @@ class Small:
     notes: dict[str, Any] = field(default_factory=dict)
     deep: Callable[[int, int], nn.Module] | None = None
     depth: int = 1
+    at_width: Callable[[int, int], tuple[Any, ...] | dict[str, Any]] | None = None
+
+    def inputs_at(self, width: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
+        """What a model of some width takes."""
+        return self.inputs(seed) if self.at_width is None else self.at_width(width, seed)
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,51 @@ def subjects() -> Iterator[Subject]:
     yield from transformers_subjects()
 
 
+@dataclass(frozen=True)
+class Wider:
+    """How a config's model is made wider.
+
+    Attributes:
+        at: config and factor -> its config.
+        build: that config and the factor -> the model.
+        notes: columns that say by what.
+    """
+
+    at: Callable[[Any, int], Any]
+    build: Callable[[Any, int], nn.Module]
+    notes: dict[str, Any]
+
+
+def by_fields(widths: Widths, build: Callable[[Any], nn.Module]) -> Wider:
+    """By the fields of the config that are widths."""
+    return Wider(widths.at, lambda config, k: build(config), {"wider_by": "fields", **widths.summary()})
+
+
+def by_layers(
+    config: Any, build: Callable[[Any], nn.Module], run: Callable[[nn.Module], object], kept: Collection[int] = ()
+) -> Wider:
+    """By the sizes of its layers, see `layers_times`; the config is what it was. Raises ShapeError where it does not
+    run then."""
+    divisor = divisor_of(lambda: build(config), run, kept)
+
+    def wider(config: Any, k: int) -> nn.Module:
+        return times(Fraction(k, divisor), kept, lambda: build(config))
+
+    return Wider(lambda config, k: config, wider, {"wider_by": "layers", "layers_over": divisor})
+
+
 def from_config(
-    config: Any, width: int, widths: Widths, build: Callable[[Any], nn.Module]
+    config: Any, width: int, wider: Wider
 ) -> tuple[Callable[[int], nn.Module], Callable[[int, int], nn.Module] | None]:
     """How a small config's model is made at any width, and at any width and depth; a depth of 1 is the config's own."""
 
-    def make(width_now: int) -> nn.Module:
-        return build(widths.at(config, width_now // width))
+    def deep(width_now: int, deeper: int) -> nn.Module:
+        k = width_now // width
+        return wider.build(times_as_deep(wider.at(config, k), deeper), k)
 
-    def deep(width_now: int, times: int) -> nn.Module:
-        return build(times_as_deep(widths.at(config, width_now // width), times))
+    def make(width_now: int) -> nn.Module:
+        k = width_now // width
+        return wider.build(wider.at(config, k), k)
 
     return make, deep if any(f.kind is Kind.DEPTH for f in depth_fields(config)) else None
 
