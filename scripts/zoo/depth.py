@@ -64,7 +64,7 @@ def _completep(small: Small) -> dict[str, Any]:
         base=small.width,
         base_depth=small.depth,
         factory=small.deep,
-        example_inputs=small.inputs(0),
+        example_inputs=small.inputs_at(2 * small.width),
     )
     return {"completep": True}
 

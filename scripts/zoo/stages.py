@@ -86,8 +86,8 @@ def _column(row: dict[str, Any], name: str, measure: Callable[[], dict[str, Any]
 
 
 def _plan(small: Small, model: nn.Module, **options: Any) -> Any:
-    sizes: dict[str, Any] = {"base": small.width, "factory": small.make, "example_inputs": small.inputs(0)}
-    return mt.plan(model, "mup", **sizes, **options)
+    sizes: dict[str, Any] = {"base": small.width, "factory": small.make}
+    return mt.plan(model, "mup", **sizes, example_inputs=small.inputs_at(2 * small.width), **options)
 
 
 def _attention(small: Small, model: nn.Module, plan: Any) -> dict[str, Any]:
@@ -101,20 +101,18 @@ def _attention(small: Small, model: nn.Module, plan: Any) -> dict[str, Any]:
 def _forms(small: Small, fresh: nn.Module, plan: Any) -> dict[str, Any]:
     """How far the losses of the folded and of the explicit form are apart."""
     other = _plan(small, fresh, form="explicit" if plan.form == "folded" else "folded")
-    return forms.compare(fresh, (plan, other), small.inputs(0))
+    return forms.compare(fresh, (plan, other), small.inputs_at(2 * small.width))
 
 
 # Checks
 
 
 def _check(small: Small, row: dict[str, Any]) -> None:
-    """The width check under muP with AdamW, and what the standard parameterization shows under it."""
-    report = mt.coord_check(
-        small.make,
-        widths=_widths(small),
-        batches=lambda seed: Generated(small.inputs(seed), seed),
-        example_inputs=small.inputs(0),
-    )
+    """The width check under muP with AdamW, and what the standard parameterization shows under it. Where the inputs
+    follow the width, the check generates them, as it does for a user."""
+    given: dict[str, Any] = {"batches": lambda seed: Generated(small.inputs(seed), seed)}
+    given["example_inputs"] = small.inputs(0)
+    report = mt.coord_check(small.make, widths=_widths(small), **(given if small.at_width is None else {}))
     row |= {"check": report.verdict, "widths": list(report.widths), **_found(report)}
     row |= {"sp": report.control.worst if report.control else "", "positions": report.positions}
 
