@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -11,14 +12,12 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 
-from mutransfer.errors import ShapeError
 from mutransfer.planning.fields import numbers
 from mutransfer.planning.shrink import Shrunk, Sizes, shrink
 from mutransfer.planning.widths import discover_widths
@@ -102,8 +101,12 @@ def _small(timm: Any, name: str) -> Small:
 
 
 def _shrink(arguments: Arguments, build: Callable[[Any], nn.Module]) -> tuple[Shrunk, Wider, int]:
-    """A tiny config, what makes it wider, and the side of its images: by its fields; or, where they do not, by its
-    layers, of a config as small as it gets."""
+    """A config, what makes it wider, and the side of its images. Tiny and by its fields; where that fails, by its
+    layers, tiny or as it is; by its fields as it is comes last, since those may be of a stem alone.
+
+    Raises:
+        ShapeError: all fail; it is the first failure.
+    """
     found: list[Wider] = []
     sides: list[int] = []
 
@@ -118,21 +121,22 @@ def _shrink(arguments: Arguments, build: Callable[[Any], nn.Module]) -> tuple[Sh
     def layers(config: Any, run: Callable[[nn.Module], int]) -> Wider:
         return by_layers(config, build, run, kept={vars(config).get(name) for name in ("num_classes", "in_chans")})
 
-    try:
-        shrunk = shrink(arguments, lambda config: accept(config, fields))
-    except ShapeError as failure:
-        shrunk = _or_whole(arguments, lambda config: accept(config, layers), failure)
-    return shrunk, found[0], sides[0]
+    failures: list[Exception] = []
+    for find, smaller in ((fields, True), (layers, True), (layers, False), (fields, False)):
+        try:
+            shrunk = _accepted(arguments, functools.partial(accept, find=find), smaller=smaller)
+            return shrunk, found[0], sides[0]
+        except Exception as error:  # whatever a foreign constructor or forward pass raises
+            failures.append(error)
+    raise failures[0]
 
 
-def _or_whole(arguments: Arguments, accept: Callable[[Any], None], failure: ShapeError) -> Shrunk:
-    """Shrunk, or as it is; raises the failure of before where neither is accepted."""
-    with suppress(ShapeError):
+def _accepted(arguments: Arguments, accept: Callable[[Any], None], *, smaller: bool) -> Shrunk:
+    """Tiny, or as it is."""
+    if smaller:
         return shrink(arguments, accept)
-    with suppress(ShapeError):
-        accept(arguments)
-        return Shrunk(arguments, Sizes(), ())
-    raise failure
+    accept(arguments)
+    return Shrunk(arguments, Sizes(), ())
 
 
 def _call_of(timm: Any, name: str) -> tuple[Any, Arguments]:

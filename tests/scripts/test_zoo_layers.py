@@ -114,6 +114,25 @@ def test_layers_are_scaled_where_the_config_has_no_width_and_fields_where_it_has
     assert wider.notes["wider_by"] == "fields"
 
 
+class Whole(nn.Module):
+    """Takes channels in thousands alone, and has them as a number in its forward pass."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        if out_channels % 1024:
+            raise ValueError("only in thousands")
+        self.stem, self.fc, self.channels = nn.Conv2d(3, out_channels, 3), nn.Linear(out_channels, 10), out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stem(x).mean((2, 3)).reshape(len(x), self.channels))
+
+
+def test_what_does_not_run_when_it_is_smaller_is_taken_as_it_is() -> None:
+    shrunk, wider, _ = _shrink(Arguments(out_channels=1024), lambda config: Whole(**vars(config)))
+    assert (shrunk.config.out_channels, wider.notes["wider_by"]) == (1024, "fields")
+    assert from_config(shrunk.config, 64, wider)[0](128).channels == 2048
+
+
 def test_where_neither_fields_nor_layers_make_it_wider_the_failure_is_that_of_the_fields() -> None:
     with pytest.raises(ShapeError, match="No field of Arguments that is known as a width"):
         _shrink(Arguments(num_classes=10), lambda config: Written(**vars(config)))
