@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from mutransfer.errors import RoleError, RuleError, ShapeError, nearest
 from mutransfer.planning.base import Base
 from mutransfer.planning.branch_outputs import output_modules
-from mutransfer.planning.branches import Branch, key_of, repeating
+from mutransfer.planning.branches import Branch, key_of
 from mutransfer.planning.data import SwapPlan
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
@@ -21,8 +23,9 @@ from mutransfer.planning.places import (
     inner_parameters,
     unexplained,
 )
-from mutransfer.planning.proofs import Key, Proofs, Side, prove
+from mutransfer.planning.proofs import Proofs, prove, small_enough
 from mutransfer.planning.rebuild import Build
+from mutransfer.planning.sides import Side, Sides, apart
 from mutransfer.planning.stacks import Stacks, compare_depths, count_branches, use_ratios
 from mutransfer.planning.templates import Templates
 from mutransfer.planning.trace_base import BaseTrace, trace_base
@@ -39,6 +42,7 @@ class Depth:
         m_uses: parameter -> how much more often than at the base it is used.
         offset: gains that enter as 1 + w and end a branch.
         modules: module that returns a branch which no parameter can be multiplied in -> how much deeper its stack is.
+        towers: traces of the parts of the model that its inputs do not reach, and that were run alone.
     """
 
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -46,6 +50,7 @@ class Depth:
     m_uses: Mapping[str, float] = field(default_factory=dict)
     offset: frozenset[str] = frozenset()
     modules: Mapping[str, float] = field(default_factory=dict)
+    towers: tuple[Trace, ...] = ()
 
     def place(self, name: str) -> Place:
         return self.places.get(name, Place.OUTSIDE)
@@ -101,11 +106,12 @@ class Factors:
     why: str = ""
 
 
-def plan_depth(known: Base, traced: Trace, base: BaseTrace | None, options: Options) -> Depth:
+def plan_depth(known: Base, model: nn.Module, traced: Trace, base: BaseTrace | None, options: Options) -> Depth:
     """The places of a model's parameters, and how much deeper than the base their stacks are.
 
     Args:
         known: the base.
+        model: in evaluation mode.
         traced, base: of the model and of the base, in evaluation mode: dropped branches and layers are not seen.
 
     Raises:
@@ -119,39 +125,95 @@ def plan_depth(known: Base, traced: Trace, base: BaseTrace | None, options: Opti
     if known.build is None or base is None:
         _refuse_unbuilt(known.stacks, mult)
         return Depth()
-    return _plan(known, known.build, Side.of(traced), Side.of(base.trace, base.inputs), options)
+    at_base = Side.of(base.model, base.trace, base.inputs, known.build)
+    return _plan(known, known.build, Sides(at_base, Side.of(model, traced)), options)
 
 
-def _plan(known: Base, build: Build, own: Side, base: Side, options: Options) -> Depth:
-    mult = options.hyperparameters.residual_mult
-    stacks = count_branches(known.stacks, base.branches, own.branches)
-    uses = use_ratios(base.trace, own.trace, stacks)
-    if not stacks.deeper and not uses and mult == 1.0:
-        return Depth()
-    deep, templates = (own, stacks.templates) if stacks.deeper or uses else _deeper(known, base)
-    keys = _repeating_keys(base, deep, templates)
-    branches = [branch for branch in own.branches if key_of(branch, templates) in keys]
-    given = _given_places(own.trace.uses, options.places)
-    modules: dict[int, str] = {}
-    if branches:
-        proofs = prove(build, base, keys, templates)
-        modules = _settle(branches, proofs, own.trace, given, templates, options)
-        branches = [replace(b, terminals=(), ends=frozenset()) if b.number in modules else b for b in branches]
-    elif not given:
-        raise RoleError(
-            "Base and model differ in depth, and no residual branch was found whose number grows with it: depth rules "
-            "are for residual stacks. Use a table of widths only, with a base of the model's depth."
-        )
-    places = assign_places(own.trace, branches, templates, given)
-    lost = [name for name in unexplained(places, own.trace, own.branches, templates) if name not in given]
-    _refuse_unexplained(lost and _repeated(lost, own, (base, deep), templates), places, templates)
+def _plan(known: Base, build: Build, whole: Sides, options: Options) -> Depth:
+    stacks, uses = _counted(known.stacks, [whole])
+    templates = stacks.templates
+    if not stacks.deeper and not uses:
+        if options.hyperparameters.residual_mult == 1.0:
+            return Depth()
+        whole, templates = _with_deeper(known, whole)
+    parts = apart(whole, templates)
+    stacks, uses = _counted(known.stacks, parts)
+    given = _given_places(whole.own.trace.uses, options.places)
+    found = _placed(build, whole.base, parts, given, templates, options)
+    places = {name: place for part in found for name, place in part.places.items()}
+    _refuse_unexplained([name for part in found for name in part.lost], places, templates)
     return Depth(
         places,
         {name: stacks.m_depth(name) * uses.get(name, 1.0) for name in places},
         uses,
-        frozenset().union(*(branch.offset for branch in branches)),
-        {path: stacks.m_depth(path) for path in modules.values()},
+        frozenset().union(*(part.offset for part in found)),
+        {path: stacks.m_depth(path) for part in found for path in part.modules},
+        tuple(part.own.trace for part in parts[1:]),
     )
+
+
+def _counted(stacks: Stacks, parts: Sequence[Sides]) -> tuple[Stacks, dict[str, float]]:
+    """The stacks, counted by their residual blocks, and how much more often than at the base a parameter is used."""
+    uses: dict[str, float] = {}
+    for part in parts:
+        stacks = count_branches(stacks, part.base.branches, part.own.branches)
+        uses |= use_ratios(part.base.trace, part.own.trace, stacks)
+    return stacks, uses
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """What was found out about the whole less its towers, or about a tower.
+
+    Attributes:
+        lost: parameters of blocks that repeat, and that stand in no branch.
+        offset, modules: see `Depth`.
+    """
+
+    places: Mapping[str, Place]
+    lost: Sequence[str]
+    offset: frozenset[str]
+    modules: Sequence[str]
+
+
+def _placed(
+    build: Build,
+    base: Side,
+    parts: Sequence[Sides],
+    given: Mapping[str, Place],
+    templates: Templates,
+    options: Options,
+) -> list[_Placed]:
+    """Every part's parameters in their places, once their branches are proven on the base, the whole one."""
+    keys = [part.repeating_keys(templates) for part in parts]
+    repeating = [
+        [branch for branch in part.own.branches if key_of(branch, templates) in known]
+        for part, known in zip(parts, keys, strict=True)
+    ]
+    if not any(repeating) and not given:
+        raise RoleError(
+            "Base and model differ in depth, and no residual branch was found whose number grows with it: depth rules "
+            "are for residual stacks. Use a table of widths only, with a base of the model's depth."
+        )
+    small = small_enough(build, base) if any(repeating) else None
+    found = []
+    for part, known, branches in zip(parts, keys, repeating, strict=True):
+        own = {name: place for name, place in given.items() if name in part.own.trace.uses}
+        proofs = prove(small, part, known, templates) if branches else Proofs({})
+        modules = _settle(branches, proofs, part.own.trace, own, templates, options)
+        settled = [replace(b, terminals=(), ends=frozenset()) if b.number in modules else b for b in branches]
+        found.append(_place(part, settled, own, templates, list(modules.values())))
+    return found
+
+
+def _place(
+    part: Sides, branches: Sequence[Branch], given: Mapping[str, Place], templates: Templates, modules: Sequence[str]
+) -> _Placed:
+    trace = part.own.trace
+    places = assign_places(trace, branches, templates, given)
+    lost = [name for name in unexplained(places, trace, part.own.branches, templates) if name not in given]
+    offset = frozenset().union(*(branch.offset for branch in branches))
+    return _Placed(places, lost and _repeated(lost, part, templates), offset, modules)
 
 
 def _refuse_other_depth(stacks: Stacks, table: str) -> None:
@@ -171,31 +233,28 @@ def _refuse_unbuilt(stacks: Stacks, residual_mult: float) -> None:
         )
 
 
-def _deeper(known: Base, base: Side) -> tuple[Side, Templates]:
-    """A deeper base, which tells what repeats where base and model are of one depth."""
+def _with_deeper(known: Base, whole: Sides) -> tuple[Sides, Templates]:
+    """A deeper base beside the two, which tells what repeats where base and model are of one depth."""
     if known.deeper is None:
         raise RuleError(
             "residual_mult scales the branches that repeat with depth, and a base of the model's own depth does not "
             "tell which. Give base= as a width with base_depth=, so that a deeper one can be built."
         )
-    seen = trace_base(known.deeper, base.inputs, evaluated=True)
-    deeper = Side.of(seen.trace, seen.inputs)
-    return deeper, compare_depths(base.trace.uses, deeper.trace.uses).templates
+    seen = trace_base(known.deeper, whole.base.inputs, evaluated=True)
+    deeper = Side.of(seen.model, seen.trace, seen.inputs, known.deeper)
+    templates = compare_depths(whole.base.trace.uses, deeper.trace.uses).templates
+    return replace(whole, deeper=deeper), templates
 
 
-def _repeating_keys(one: Side, other: Side, templates: Templates) -> set[Key]:
-    """Of the branches whose number grows from the shallower to the deeper of the two, whichever that is."""
-    growing = (*repeating(one.branches, other.branches, templates), *repeating(other.branches, one.branches, templates))
-    return {key_of(branch, templates) for branch in growing}
-
-
-def _repeated(lost: Sequence[str], own: Side, depths: tuple[Side, Side], templates: Templates) -> list[str]:
+def _repeated(lost: Sequence[str], part: Sides, templates: Templates) -> list[str]:
     """Of the parameters in no branch, those that may repeat: the others are as many at any depth, and stand before or
     behind the branches of their stack."""
+    own = part.own
     every = in_no_branch(own.trace, own.branches, templates)
     beside = beside_the_branches(every, own.trace, own.branches, templates)
     few, many = (
-        Counter(templates.of(name) for name in in_no_branch(side.trace, side.branches, templates)) for side in depths
+        Counter(templates.of(name) for name in in_no_branch(side.trace, side.branches, templates))
+        for side in (part.base, part.deeper or own)
     )
     fixed = {template for template, count in many.items() if few[template] == count}
     return [name for name in lost if name not in beside or templates.of(name) not in fixed]
@@ -215,13 +274,10 @@ def _settle(
     """
     modules: dict[int, str] = {}
     for branch in branches:
-        why = proofs.why.get(key_of(branch, templates), "the base has none like it")
-        if branch.kind == "projection":
-            why = "it is added to a projection of the stream, and repeats with depth"
+        why, template = _verdict(branch, proofs, templates)
         inside = {*inner_parameters(trace, [branch], templates), *branch.terminals} if why else {}
         if not why or set(inside) & set(given):
             continue
-        template = proofs.outputs.get(key_of(branch, templates)) if branch.kind != "projection" else None
         path = next((p for p in output_modules(trace, branch) if templates.of(p) == template), None)
         if path is not None and options.form != "folded" and options.init != "keep":
             modules[branch.number] = path
@@ -229,6 +285,15 @@ def _settle(
         last = (branch.terminals or sorted(inside) or [f"{branch.module}.*"])[0]
         _refuse_unproven(branch, why, path, templates.of(last))
     return modules
+
+
+def _verdict(branch: Branch, proofs: Proofs, templates: Templates) -> tuple[str, str | None]:
+    """Why a branch's terminals cannot hold its multiplier ("" where they can), and the template of the module whose
+    result can."""
+    if branch.kind == "projection":
+        return "it is added to a projection of the stream, and repeats with depth", None
+    key = key_of(branch, templates)
+    return proofs.why.get(key, "the base has none like it"), proofs.outputs.get(key)
 
 
 def _refuse_unproven(branch: Branch, why: str, path: str | None, last: str) -> None:

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from torch import nn
 
 from mutransfer.errors import ShapeError
 from mutransfer.planning.branch_outputs import find_outputs
-from mutransfer.planning.branches import Branch, find_branches, key_of
+from mutransfer.planning.branches import key_of
 from mutransfer.planning.inputs import find_inputs
-from mutransfer.planning.ops import Trace
 from mutransfer.planning.rebuild import Build, has_config
 from mutransfer.planning.shrink import shrink
-from mutransfer.planning.sizes import without_memory
+from mutransfer.planning.sides import Key, Side, Sides
 from mutransfer.planning.templates import Templates
 from mutransfer.planning.trace_base import trace_base
 from mutransfer.planning.verify import Verdict, verify
 
-Key = tuple[str, ...]
 MOST_VERIFIED = 2**25
 """Parameters of the largest base whose branches are tried in float64, forward and backward."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One model's trace, evaluated, and its residual branches."""
-
-    trace: Trace
-    branches: tuple[Branch, ...]
-    inputs: Any = None
-
-    @classmethod
-    def of(cls, traced: Trace, inputs: Any = None) -> Side:
-        return cls(traced, find_branches(traced), inputs)
 
 
 @dataclass(frozen=True)
@@ -51,17 +34,23 @@ class Proofs:
     outputs: Mapping[Key, str] = field(default_factory=dict)
 
 
-def prove(build: Build, base: Side, keys: set[Key], templates: Templates) -> Proofs:
-    """Tries every branch of some kinds that the base has."""
-    found = _small_enough(build, base)
-    if found is None:
+def prove(small: Side | None, sides: Sides, keys: set[Key], templates: Templates) -> Proofs:
+    """Tries every branch of some kinds that the base has.
+
+    Args:
+        small: the base with values. See `small_enough`.
+        sides: whose base's branches are asked for: the whole's, or a part's.
+    """
+    if small is None:
         big = f"a base of more than {MOST_VERIFIED:,} parameters is too large to try it, and could not be made smaller"
         return Proofs(dict.fromkeys(keys, big))
-    model, tried = found
+    tried = small.alone(sides.path, sides.base.inputs) if sides.path else small
+    if tried is None:
+        return Proofs(dict.fromkeys(keys, f"{sides.path!r} of a base small enough to try it does not run alone"))
     chosen = [branch for branch in tried.branches if key_of(branch, templates) in keys]
-    verdicts = verify(model, tried.inputs, chosen)
+    verdicts = verify(tried.model, tried.inputs, chosen)
     failed = [v for v in verdicts if not v.verified]
-    outputs = find_outputs(model, tried.inputs, tried.trace, [v.branch for v in failed]) if failed else {}
+    outputs = find_outputs(tried.model, tried.inputs, tried.trace, [v.branch for v in failed]) if failed else {}
     why = {key_of(v.branch, templates): v.why for v in sorted(verdicts, key=lambda v: not v.verified)}
     return Proofs(why, _agreed(failed, outputs, templates))
 
@@ -74,21 +63,20 @@ def _agreed(failed: Sequence[Verdict], outputs: Mapping[int, str], templates: Te
     return {key: template for key, (template, *others) in paths.items() if template and not others}
 
 
-def _small_enough(build: Build, base: Side) -> tuple[nn.Module, Side] | None:
+def small_enough(build: Build, base: Side) -> Side | None:
     """The base with values, or where it is large, one of its kind that is cut to a small size: its blocks are alike."""
-    module = without_memory(build)
-    if sum(p.numel() for p in module.parameters()) <= MOST_VERIFIED:
-        return build(), base
-    if not has_config(module):
+    if sum(p.numel() for p in base.model.parameters()) <= MOST_VERIFIED:
+        return replace(base, model=build(), build=None)
+    if not has_config(base.model):
         return None
-    make = type(module)
+    make = type(base.model)
 
     def accept(config: Any) -> None:
         find_inputs(make(config), None)
 
     try:
-        model = make(shrink(module.config, accept).config)
+        model = make(shrink(base.model.config, accept).config)
     except ShapeError:
         return None
     seen = trace_base(lambda: model, find_inputs(model, None), evaluated=True)
-    return model, Side.of(seen.trace, seen.inputs)
+    return Side.of(model, seen.trace, seen.inputs)

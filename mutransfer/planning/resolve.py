@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -80,9 +80,9 @@ def _resolve(
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict, untouched=untouched)
     own = forward_of(traced)
     base = _trace_base(known, inputs, own, options)
-    depth = plan_depth(known, traced, base, options)
+    depth = plan_depth(known, model, traced, base, options)
     at_base, base_notes = _forward_at_base(known, base, own, options)
-    _refuse_layer_index(known, traced, options)
+    _refuse_layer_index(known, (traced, *depth.towers), options)
     attention = _attention(model, traced, inputs, own, at_base, options, by_config=by_config)
     corrections, constant_notes = compare_forward(traced, at_base)
     factors = {name: depth.factors(name, options) for name in roles}
@@ -179,7 +179,7 @@ def _forward_at_base(
     return own, ("the base does not take the example inputs: constants that depend on width were not looked for",)
 
 
-def _refuse_layer_index(known: Base, traced: Trace, options: Options) -> None:
+def _refuse_layer_index(known: Base, traces: Sequence[Trace], options: Options) -> None:
     """Between two depths a block takes the place of any other one: what differs by its index has no counterpart. Of a
     scale with a learned temperature that is the numbers beside it; of the temperature, its law."""
     if not known.stacks.deeper or options.init == "keep":
@@ -192,13 +192,13 @@ def _refuse_layer_index(known: Base, traced: Trace, options: Options) -> None:
         if law.kind == "drawn" and not law.measured:
             drawn = ("The init", templates.of(name), sizes[name], kinds.get(block_of(name, templates)))
             alike.setdefault(drawn, {}).setdefault(law, name)
-    sites = attention_sites(traced)
-    for key, site in zip(names_of(sites), sites, strict=True):
+    found = [attention_sites(traced) for traced in traces]
+    for key, site in ((key, site) for sites in found for key, site in zip(names_of(sites), sites, strict=True)):
         scaled = ("The softmax scale", templates.of(key), site.head_dim, kinds.get(block_of(key, templates)))
         alike.setdefault(scaled, {}).setdefault((site.number, math.isnan(site.scale)), key)
-    for (what, template, *_), found in alike.items():
-        if len(found) > 1:
-            one, other = list(found.values())[:2]
+    for (what, template, *_), differing in alike.items():
+        if len(differing) > 1:
+            one, other = list(differing.values())[:2]
             raise RoleError(
                 f"{what} of {template!r} depends on the index of the block ({one!r} and {other!r} differ), so no base "
                 "of another depth can stand for it. Make it the same in every block, or use a table of widths only."

@@ -19,10 +19,11 @@ from mutransfer.planning.trace import in_a_line, trace
 
 @dataclass(frozen=True)
 class BaseTrace:
-    """A trace of the base, and the inputs that it was made on."""
+    """A trace of the base, the inputs that it was made on, and the base itself, without memory."""
 
     trace: Trace
     inputs: Any
+    model: nn.Module
 
 
 def trace_model(model: nn.Module, inputs: Any, build: Build | None) -> tuple[Any, Trace]:
@@ -70,7 +71,7 @@ def trace_base(build: Build, inputs: Any, *, evaluated: bool) -> BaseTrace:
     if evaluated:
         base.eval()
     try:
-        return BaseTrace(trace(base, inputs, build=build), inputs)
+        return BaseTrace(trace(base, inputs, build=build), inputs, base)
     except MutransferError:
         own, traced = find_trace(base, None, build=build)
-        return BaseTrace(traced, own)
+        return BaseTrace(traced, own, base)
