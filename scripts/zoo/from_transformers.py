@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mutransfer.errors import MutransferError, ShapeError
 from mutransfer.planning.arguments import IMAGES, SOUND
 from mutransfer.planning.generate import generate_inputs
-from mutransfer.planning.shrink import Shrunk, shrink
+from mutransfer.planning.shrink import ATTEMPTS, Shrunk, shrink
 from mutransfer.planning.widths import Widths, discover_widths
-from zoo.subjects import NotBuiltError, Small, Subject, by_fields, from_config
+from zoo.subjects import NotBuiltError, Small, Subject, Wider, by_fields, by_layers, from_config
 
 HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "MASKED_LM",
          "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
@@ -64,11 +64,10 @@ def _small(kind: str, name: str) -> Small:
         raise NotBuiltError(f"transformers names {name} for it but has no such class")
     if model_class.forward is nn.Module.forward:
         raise NotBuiltError(f"{name} has no forward pass of its own")
-    shrunk, widths, whole = _shrink(model_class, _default(kind))
+    shrunk, wider, whole = _shrink(model_class, _default(kind))
     width = shrunk.sizes.width
-    model = model_class(shrunk.config)
-    wider = by_fields(widths, model_class)
     make, deep = from_config(shrunk.config, width, wider)
+    model = make(width)
 
     def inputs(seed: int) -> dict[str, Any]:
         return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
@@ -126,29 +125,39 @@ def _default(kind: str) -> Any:
         raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
 
 
-def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Widths, bool]:
-    """With all towers reached; or, where that fails, with text alone."""
+def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
+    """With all towers reached; or, where that fails, with text alone; or by the sizes of the layers."""
     failure: MutransferError | None = None
+    found: list[Wider] = []
+
+    def fields(small: Any, whole: bool) -> None:
+        found[:] = [by_fields(_widths(model_class, small, whole), model_class)]
+
+    def layers(small: Any) -> None:
+        inputs = _inputs(model_class(small).eval(), whole=True)
+        kept = {getattr(small, name, None) for name in ("num_labels", "num_channels")}
+        found[:] = [by_layers(small, model_class, lambda model: _forward(model, inputs), kept)]
+
     for whole in (True, False):
-        widths: list[Widths] = []
-
-        def accept(small: Any, whole: bool = whole, widths: list[Widths] = widths) -> None:
-            widths[:] = [_widths(model_class, small, whole)]
-
         try:
-            return shrink(config, accept), widths[0], whole
+            return shrink(config, functools.partial(fields, whole=whole)), found[0], whole
         except MutransferError as error:
             failure = failure or error
     _refuse_unbuildable(model_class, config)
+    with suppress(ShapeError):
+        return shrink(config, layers, ATTEMPTS[:1]), found[0], True
     raise failure or ShapeError("not shrunk")
 
 
 def _widths(model_class: Any, config: Any, whole: bool) -> Widths:
     """What makes a small model wider so that it still takes its inputs; raises where it has none."""
     discover_widths(config, model_class)
-    model = model_class(config).eval()
-    inputs = generate_inputs(model, lambda given: _forward(model, given), whole=whole)
+    inputs = _inputs(model_class(config).eval(), whole=whole)
     return discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
+
+
+def _inputs(model: nn.Module, *, whole: bool) -> dict[str, Any]:
+    return generate_inputs(model, lambda given: _forward(model, given), whole=whole)
 
 
 def _forward(model: nn.Module, given: dict[str, Any]) -> object:

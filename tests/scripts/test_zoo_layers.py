@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from zoo.from_timm import Arguments, _shrink
+from zoo.from_transformers import transformers_subjects
 from zoo.layer_sizes import divisor_of, layers_times
 from zoo.stages import examine
 from zoo.subjects import Small, Subject, by_layers, from_config
@@ -115,24 +116,32 @@ def test_layers_are_scaled_where_the_config_has_no_width_and_fields_where_it_has
 
 
 class Whole(nn.Module):
-    """Takes channels in thousands alone, and has them as a number in its forward pass."""
+    """Takes channels in multiples of 576 alone, and has them as a number in its forward pass."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
-        if out_channels % 1024:
-            raise ValueError("only in thousands")
-        self.stem, self.fc, self.channels = nn.Conv2d(3, out_channels, 3), nn.Linear(out_channels, 10), out_channels
+        if out_channels % 576:
+            raise ValueError("only in multiples")
+        self.stem, self.fc, self.channels = nn.Conv2d(3, out_channels, 3, 8), nn.Linear(out_channels, 10), out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.stem(x).mean((2, 3)).reshape(len(x), self.channels))
 
 
 def test_what_does_not_run_when_it_is_smaller_is_taken_as_it_is() -> None:
-    shrunk, wider, _ = _shrink(Arguments(out_channels=1024), lambda config: Whole(**vars(config)))
-    assert (shrunk.config.out_channels, wider.notes["wider_by"]) == (1024, "fields")
-    assert from_config(shrunk.config, 64, wider)[0](128).channels == 2048
+    shrunk, wider, _ = _shrink(Arguments(out_channels=576), lambda config: Whole(**vars(config)))
+    assert (shrunk.config.out_channels, wider.notes["wider_by"]) == (576, "fields")
+    assert from_config(shrunk.config, 64, wider)[0](128).channels == 1152
 
 
 def test_where_neither_fields_nor_layers_make_it_wider_the_failure_is_that_of_the_fields() -> None:
     with pytest.raises(ShapeError, match="No field of Arguments that is known as a width"):
         _shrink(Arguments(num_classes=10), lambda config: Written(**vars(config)))
+
+
+@pytest.mark.slow
+def test_a_transformers_model_whose_config_has_no_width_is_made_wider_by_its_layers() -> None:
+    uvdoc = next(one for one in transformers_subjects() if one.name == "uvdoc_backbone")
+    row = examine(uvdoc, "build")
+    assert (row["shrunk"], row.get("wider_by")) == (True, "layers"), row["reason"]
+    assert row["grows"] > 3.5  # 4 of matrices alone
