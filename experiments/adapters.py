@@ -134,8 +134,8 @@ def one_lr(model: nn.Module, width: int) -> Optimizer:
 
 def check(model: str, method: str, lrs: str, widths: list[int] = WIDTHS, seeds: int = SEEDS) -> CoordReport:
     """With the plan's groups, or with one lr for all."""
-    by_hand = {"make_optimizer": one_lr} if lrs == "one" else {}
-    return mt.coord_check(adapted(model, method), widths=widths, seeds=seeds, lr=LR, init="keep", **by_hand)
+    chosen = {"make_optimizer": one_lr} if lrs == "one" else {"lr": LR}
+    return mt.coord_check(adapted(model, method), widths=widths, seeds=seeds, init="keep", **chosen)
 
 
 def row_of(model: str, method: str, lrs: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MutransferError(ValueError):
@@ -49,3 +49,13 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     if close:
         return f" Did you mean {' or '.join(repr(c) for c in close)}?"
     return f" Known: {', '.join(known)}." if known else ""
+
+
+def few(names: Sequence[str], count: int = 3) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

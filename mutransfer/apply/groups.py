@@ -15,15 +15,13 @@ from torch.optim import Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from mutransfer.apply.names import planned_parameters
-from mutransfer.errors import ConfigError, RoleError, RuleError
+from mutransfer.errors import ConfigError, RoleError, RuleError, few
 from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.rules.optimizers import find_optimizer
 
 EPS = 1e-8
 """torch's own default for the Adam family."""
 
-SHOWN = 3
-"""Most names in a warning."""
 
 Group = dict[str, Any]
 
@@ -72,10 +70,9 @@ def _warn_left_out(lines: Sequence[tuple[ParamPlan, Tensor]], made: Sequence[Gro
     grouped = {name for group in made for name in group["param_names"]}
     left = [line.name for line, _ in lines if line.name not in grouped]
     if left:
-        names = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
         warnings.warn(
-            f"groups= leaves out {names}: an optimizer over them does not train what is left out. Add it to a group, "
-            "or set requires_grad=False where it is to stay as it is.",
+            f"groups= leaves out {few(left)}: an optimizer over them does not train what is left out. Add it to a "
+            "group, or set requires_grad=False where it is to stay as it is.",
             stacklevel=4,
         )
 

@@ -17,7 +17,7 @@ from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
 from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, width_setup
 from mutransfer.check.slopes import activation_slopes
-from mutransfer.check.subjects import MakeOptimizer
+from mutransfer.check.subjects import MakeOptimizer, largest_lr
 from mutransfer.check.verdict import culprits, implied
 from mutransfer.errors import ConfigError
 from mutransfer.planning.data import Form, Init
@@ -88,7 +88,7 @@ def coord_check(
         batches: one batch per seed, or seed -> batch; by default 8 seeded tokens, 8 vectors, or one image.
         loss: (model, batch) -> scalar; by default cross-entropy against the batch's, or against seeded, targets.
         make_optimizer: (model, width), or (model, depth) with depths= -> optimizer: checks hand-written code as it is,
-            nothing is converted.
+            nothing is converted; the learning rates are its own, without lr=.
         precision: of the training steps, "fp32" or "bf16"; measurements are in float32.
         form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`. In depth the check raises
             embedding_mult where the base's branches are larger than the embedding.
@@ -104,6 +104,8 @@ def coord_check(
     """
     began = time.process_time()
     table, family = find_table(parameterization, PARAMETERIZATIONS), find_optimizer(optimizer)
+    if lr is not None and make_optimizer is not None:
+        raise ConfigError("lr= is of converted models, and make_optimizer= makes optimizers with their own: give one.")
     rate, why = (lr, "given") if lr is not None else _default_lr(family)
     asked = Asked(
         table,
@@ -125,7 +127,12 @@ def coord_check(
     batch = Batches(batches, example_inputs).of
     training = Training(steps, batch, loss or default_loss, find_precision(precision))
     setup = depth_setup(build, asked, training) if asked.depths else width_setup(build, asked)
-    grid = Grid(table, family, setup.axis, setup.sizes, training, rate, progress)
+    lower = f"lr {rate:g}. Give a smaller lr="
+    if make_optimizer is not None:
+        rate = largest_lr(setup.subject, setup.sizes[0])
+        why = f"make_optimizer's largest at {setup.axis.name} {setup.sizes[0]}"
+        lower = f"the learning rates of make_optimizer, such as {rate:g}. Give it smaller ones"
+    grid = Grid(table, family, setup.axis, setup.sizes, training, lower, progress)
     runs, judged = grid.until_decided(setup.subject, seeds)
     verdict, against, notes = judged.found.verdict, None, setup.notes
     if verdict == "pass" and not table.is_control:

@@ -41,7 +41,7 @@ class Grid:
     axis: Axis
     sizes: tuple[int, ...]
     training: Training
-    lr: float
+    lower: str
     progress: Callable[[int, int], None] | None
 
     def until_decided(self, subject: Subject, seeds: int) -> tuple[Runs, Judged]:
@@ -76,7 +76,7 @@ class Grid:
                 except LossNotFiniteError as error:
                     raise DivergenceError(
                         f"{subject.name!r} diverged: its loss is not finite at step {error.step} of {self.axis.name} "
-                        f"{size}, seed {seed}, with lr {self.lr:g}. Give a smaller lr=."
+                        f"{size}, seed {seed}, with {self.lower}."
                     ) from None
                 if self.progress is not None:
                     self.progress(sum(len(done) for done in runs.values()), planned)

@@ -12,13 +12,13 @@ from mutransfer.check.axes import AxisName
 from mutransfer.check.settings import Setting
 from mutransfer.check.slopes import MARGIN, Listed, Slope
 from mutransfer.check.verdict import Culprit, Softmax, Verdict
+from mutransfer.errors import few
 from mutransfer.records import jsonable, write_json
 
 FORMAT = 1
 """Version of the JSON that `save` writes."""
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHOWN_CULPRITS = 5
-SHOWN_NAMES = 3
 FEW = 4
 """Positions per step should be fewer than the smallest width by this factor."""
 _MARKS = {"inside": "ok", "outside": "OUTSIDE", "undecided": "?"}
@@ -249,12 +249,7 @@ def _not_judged(listed: Sequence[Listed]) -> list[str]:
     names: dict[str, list[str]] = {}
     for item in listed:
         names.setdefault(item.why, []).append(item.parameter)
-    return [f"not judged: {_few(of)}: {why}" for why, of in names.items()]
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
+    return [f"not judged: {few(of)}: {why}" for why, of in names.items()]
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

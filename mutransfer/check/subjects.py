@@ -138,6 +138,11 @@ def growing_lr(subject: Subject, axis: AxisName, base: int) -> Subject:
     return replace(subject, name=f"every lr times the {axis}", make=make)
 
 
+def largest_lr(subject: Subject, size: int) -> float:
+    """Of the groups of the subject's own optimizer at one size."""
+    return max(settings.lr for settings in subject.settings((size,))[size].values())
+
+
 def keeps_lrs(subject: Subject, small: int, large: int) -> bool:
     """Whether the optimizer gives every parameter the same lr at both sizes."""
     made = subject.settings((small, large))

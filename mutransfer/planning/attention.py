@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mutransfer.errors import RoleError, ShapeError
+from mutransfer.errors import RoleError, ShapeError, few
 from mutransfer.planning.carriers import Graph, Target, carriers, record
 from mutransfer.planning.data import AttentionPlan, Rows
 from mutransfer.planning.forward import names_of
@@ -106,7 +106,7 @@ def _attribute_plan(
 
 def _notes(carried: Sequence[Carried]) -> tuple[str, ...]:
     names = list(dict.fromkeys(one.parameter for one in carried))
-    return (f"softmax scale carried by {', '.join(names[:3])}",) if names else ()
+    return (f"softmax scale carried by {few(names)}",) if names else ()
 
 
 def carry(graph: Graph, factors: Mapping[int, float]) -> tuple[tuple[Carried, ...], Mapping[int, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError
+from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError, few
 from mutransfer.planning.attention import AttentionResult, plan_attention
 from mutransfer.planning.base import Base, BaseSpec, read_base
 from mutransfer.planning.data import ParamPlan, PlanData
@@ -304,28 +304,28 @@ def _notes(lines: tuple[ParamPlan, ...], traced: Trace) -> list[str]:
     if bent:
         notes.append(
             f"{len(bent)} tensors go through a nonlinear function before they are used, which a factor on them does "
-            f"not pass: {', '.join(bent[:3])}"
+            f"not pass: {few(bent)}"
         )
     weighted = [line.name for line in lines if line.clip != 1.0 and not line.frozen]
     if weighted:
         notes.append(
-            f"clip gradients with plan.clip_grad_norm_: torch's own would see those of {', '.join(weighted[:3])} "
+            f"clip gradients with plan.clip_grad_norm_: torch's own would see those of {few(weighted)} "
             "larger or smaller with width"
         )
     mixed = [line.name for line in lines if "a*k + b" in line.why]
     if mixed:
-        notes.append(f"{len(mixed)} tensors have a part that does not grow (a*k + b): {', '.join(mixed[:3])}")
+        notes.append(f"{len(mixed)} tensors have a part that does not grow (a*k + b): {few(mixed)}")
     fixed = [line.name for line in lines if not line.growing and sum(size > 1 for size in line.shape) > 1]
     if fixed:
-        notes.append(f"{len(fixed)} matrices do not grow with width: {', '.join(fixed[:3])}")
+        notes.append(f"{len(fixed)} matrices do not grow with width: {few(fixed)}")
     unproven = [line.name for line in lines if "UNPROVEN" in line.why]
     if unproven:
-        notes.append(f"{len(unproven)} roles are guesses (strict=False): {', '.join(unproven[:3])}")
+        notes.append(f"{len(unproven)} roles are guesses (strict=False): {few(unproven)}")
     unreached = [line.name for line in lines if NOT_REACHED in line.why]
     if unreached:
         one = "1 tensor is" if len(unreached) == 1 else f"{len(unreached)} tensors are"
-        notes.append(f"{one} not reached by the example inputs: {', '.join(unreached[:3])}")
+        notes.append(f"{one} not reached by the example inputs: {few(unreached)}")
     measured = [line.name for line in lines if line.init_law.measured and line.base_law.measured]
     if measured:
-        notes.append(f"{len(measured)} init stds are measured, not read: {', '.join(measured[:3])}")
+        notes.append(f"{len(measured)} init stds are measured, not read: {few(measured)}")
     return notes

@@ -414,6 +414,17 @@ class TestInput:
         with pytest.raises(ConfigError, match=r"not finite at step \d of width \d+.*smaller lr="):
             mlp_check(models, "mup", "sgd", lr=1e30, steps=4)
 
+    def test_the_lr_of_hand_written_code_is_its_own(self, models):
+        def own(lr):
+            return lambda model, width: torch.optim.AdamW(model.parameters(), lr=lr * 64 / width)
+
+        report = mlp_check(models, "mup", make_optimizer=own(2**-8), widths=(64, 128, 256), seeds=2)
+        assert (report.lr, report.lr_from) == (2**-8, "make_optimizer's largest at width 64")
+        with pytest.raises(ConfigError, match=r"learning rates of make_optimizer, such as 1e.30\. Give it smaller ones"):
+            mlp_check(models, "mup", make_optimizer=own(1e30), steps=4)
+        with pytest.raises(ConfigError, match="make_optimizer= makes optimizers with their own: give one"):
+            mlp_check(models, "mup", make_optimizer=own(2**-8), lr=2**-9)
+
     def test_own_batches_and_loss_are_used(self, models):
         seen = []
 
