@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from mutransfer.transfer.direction import direction
 from mutransfer.transfer.fit import fit
 from mutransfer.transfer.grid import exact
 from mutransfer.transfer.points import LR, MIN_SIZES, MIN_VALUES, Point, Selection, as_records, select, swept
-from mutransfer.transfer.result import MAX_DRIFT, ParameterizationTransfer, TransferReport
+from mutransfer.transfer.result import ParameterizationTransfer, TransferReport
 from mutransfer.transfer.summary import incomplete, is_control, summarize
 from mutransfer.transfer.verdict import worst
 
@@ -77,7 +76,7 @@ def analyze(
         x=x,
         level=level,
         seeds=tuple(sorted({point.seed for point in points})),
-        notes=(*notes, *_leap_notes(analyzed.values()), *_gap_notes(analyzed.values())),
+        notes=(*notes, *_gap_notes(analyzed.values())),
     )
 
 
@@ -250,21 +249,6 @@ def _coarse_notes(name: str, curves: Sequence[Curve]) -> list[str]:
         f"{name}: the values tried at size {coarse} lie further apart than elsewhere, so the best one may be off by "
         "more than its interval says: add those between."
     ]
-
-
-def _leap_notes(analyzed: Iterable[ParameterizationTransfer]) -> list[str]:
-    """Where neighbours' intervals lie further apart than a drift on its line: one that scatters has a level line."""
-    notes = []
-    for one in analyzed:
-        for small, large in itertools.pairwise(one.optimum):
-            allowed = MAX_DRIFT * math.log2(large.size / small.size)
-            if one.verdict != "does not transfer" and small.log2.distance(large.log2) > allowed:
-                notes.append(
-                    f"{one.name}: from size {small.size:g} to {large.size:g} the best value moves by at least "
-                    f"{small.log2.distance(large.log2):.2f} octaves, and {allowed:.2f} are allowed; the line through "
-                    "all sizes does not show it, so what it says of a larger size is in doubt: add sizes between."
-                )
-    return notes
 
 
 def _gap_notes(analyzed: Iterable[ParameterizationTransfer]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mutransfer.transfer.points import Point
+from mutransfer.transfer.points import MIN_VALUES, Point
 from mutransfer.transfer.valley import Array, Valley
 
 Bound = Literal["", "<=", ">="]
@@ -103,11 +103,14 @@ class Curve:
         return powers(*(a + (b - a) / 2 for a, b in pairwise(beside.tolist()) if b - a > COARSE + 1e-9))
 
     def more(self) -> tuple[float, ...]:
-        """The values to add where too few converged: smaller ones below divergence, else one beyond each end."""
+        """The values to add where too few converged: one beyond each end where none diverged; else as many as are
+        missing, the first in the middle of a wide gap below divergence, the others below all."""
         step = self.spacing
         if self.usable.all():
             return powers(self.x[0] - step, self.x[-1] + step)
-        return powers(*(float(self.x[0] - step * k) for k in (3, 2, 1)))
+        inside = self.missing() if self.usable.any() and not self.bound else ()
+        below = MIN_VALUES - int(self.usable.sum()) - len(inside)
+        return (*powers(*(float(self.x[0] - step * k) for k in range(below, 0, -1))), *inside)
 
     def counts(self) -> Array:
         """Trials behind each usable mean."""

@@ -45,15 +45,17 @@ def summarize(name: str, fits: Mapping[str, Fit], level: float) -> Parameterizat
 
 
 def incomplete(one: ParameterizationTransfer, short: Sequence[Curve]) -> ParameterizationTransfer:
-    """At most "undecided" where training diverged at so many values that a size had to be left out.
+    """At most "undecided" where training diverged at values of a size and too few are left, so that it is left out.
 
     A size at which few values were tried, and none diverged, was not asked about: it may be part of another sweep.
     """
     diverged = [curve for curve in short if not curve.usable.all()]
     if not diverged:
         return one
-    sizes = ", ".join(f"{curve.size:g}" for curve in diverged)
-    reason = f"training diverged at most values of size {sizes}, which is left out: add smaller ones"
+    counts = " and ".join(
+        f"of the {len(curve.x)} values at size {curve.size:g} {int(curve.usable.sum())} converged" for curve in diverged
+    )
+    reason = f"{counts}, too few, so it is left out: add others"
     missing = dict(sorted({**one.missing, **{curve.size: curve.more() for curve in diverged}}.items()))
     verdict = worst([one.verdict, "undecided"])
     return replace(one, verdict=verdict, reasons=(reason, *one.reasons), missing=missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,10 @@ _BADNESS: Mapping[Verdict, int] = {"transfers": 0, "undecided": 1, "does not tra
 
 
 def decide(drift: Interval, regret: Interval, optimum: Sequence[Optimum]) -> tuple[Verdict, tuple[str, ...]]:
-    """Transfers when both intervals lie inside their lines, does not when one lies wholly outside; else undecided."""
+    """Transfers when both intervals lie inside their lines, does not when one lies wholly outside; else undecided.
+
+    Undecided too where the best values leap between neighbours: a line through all sizes may be level none the less.
+    """
     open_ends = [best.size for best in optimum if best.missing]
     if open_ends:
         sizes = ", ".join(f"{size:g}" for size in open_ends)
@@ -26,6 +30,7 @@ def decide(drift: Interval, regret: Interval, optimum: Sequence[Optimum]) -> tup
     if unknown:
         return "undecided", tuple(dict.fromkeys(unknown))
     unsure = _unsure(drift, regret, "add values between those tried" if any(best.between for best in optimum) else "")
+    unsure += _leaps(optimum)
     return ("undecided", unsure) if unsure else ("transfers", ())
 
 
@@ -52,6 +57,20 @@ def _unsure(drift: Interval, regret: Interval, first: str) -> tuple[str, ...]:
     if regret.high is not None and regret.high > MAX_REGRET:
         reasons.append(f"{_cost('may be as high as', regret.high)}; {first or 'add seeds'}")
     return tuple(reasons)
+
+
+def _leaps(optimum: Sequence[Optimum]) -> tuple[str, ...]:
+    """Neighbours whose intervals lie further apart than a drift on its line would take them."""
+    found = []
+    for small, large in itertools.pairwise(optimum):
+        allowed = MAX_DRIFT * math.log2(large.size / small.size)
+        leap = small.log2.distance(large.log2)
+        if leap > allowed:
+            found.append(
+                f"from size {small.size:g} to {large.size:g} the best value moves by at least {leap:.2f} octaves, and "
+                f"{allowed:.2f} are allowed: the line through all sizes does not hold there; add sizes between"
+            )
+    return tuple(found)
 
 
 def _cost(how: str, regret: float) -> str:
