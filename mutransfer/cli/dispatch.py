@@ -92,7 +92,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
         return DONE
     if verb != "transfer" and parsed.positional:
         word = parsed.positional[0]
-        raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as model={word}.")
+        example = f"{word}=VALUE" if "." in word else f"model={word}"
+        raise ConfigError(f"{word!r} is neither a flag nor an override. Write key=value, such as {example}.")
     if verb in _WRITE_LAST and not parsed.show_config:
         _check_run_dir(validate(verb, composer.config(parsed.overrides))["run_dir"])
     logging.getLogger(_CHATTY).disabled = "TORCH_LOGS" not in os.environ

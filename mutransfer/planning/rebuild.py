@@ -96,8 +96,8 @@ def _sizes(build: Build, failed: str, advice: str) -> dict[str, tuple[int, ...]]
     """The sizes of what the user's own code builds. Raises ShapeError where it does not build."""
     try:
         return shapes_of(without_memory(build))
-    except MutransferError:
-        raise
+    except MutransferError as error:  # a command line's factory has said what failed, and not why it was asked for
+        raise ShapeError(f"{error} {advice}") from error
     except Exception as error:  # whatever a foreign constructor raises
         raise ShapeError(f"{failed}: {type(error).__name__}: {error}. {advice}") from error
 

@@ -115,6 +115,7 @@ def test_help_follows_the_choices_made(capsys: pytest.CaptureFixture[str]) -> No
         (["train", "--target", "model.width=3"], "has no flag --target"),
         (["train", "seed=9223372036854775808"], "seed=9223372036854775808: it must be at least 0 and less than 2**63."),
         (["train", "gpt"], "'gpt' is neither a flag nor an override. Write key=value, such as model=gpt"),
+        (["sweep", "optimizer.lr"], "Write key=value, such as optimizer.lr=VALUE"),
         (["check", "widths=64"], "widths=64: a list is expected, such as [64,128,256]."),
         (["check", "widths=64,128"], "is a grid of single values: write 'widths=[64,128]'."),
         (["check", "depths=2,4,8"], "Where a list is meant, write 'depths=[2,4,8]'."),
