@@ -420,7 +420,7 @@ class TestInput:
 
         report = mlp_check(models, "mup", make_optimizer=own(2**-8), widths=(64, 128, 256), seeds=2)
         assert (report.lr, report.lr_from) == (2**-8, "make_optimizer's largest at width 64")
-        with pytest.raises(ConfigError, match=r"learning rates of make_optimizer, such as 1e.30\. Give it smaller ones"):
+        with pytest.raises(ConfigError, match="learning rates of make_optimizer, such as 1e"):
             mlp_check(models, "mup", make_optimizer=own(1e30), steps=4)
         with pytest.raises(ConfigError, match="make_optimizer= makes optimizers with their own: give one"):
             mlp_check(models, "mup", make_optimizer=own(2**-8), lr=2**-9)

@@ -244,3 +244,14 @@ def test_a_saved_plan_with_a_factor_that_no_plan_has_is_refused(tmp_path, change
     path.write_text(json.dumps(saved))
     with pytest.raises(ShapeError, match=r"plan.json is a damaged plan .* Make the plan again"):
         mt.Plan.load(path)
+
+
+def test_a_function_that_builds_some_widths_only_is_told_which_are_asked_for():
+    def make(width):
+        if width not in (16, 32, 64):
+            raise ConfigError(f"no width {width}.")
+        return nn.Linear(8, width)
+
+    asked = "no width 48. It must build the model at the base width and at two and three times that width"
+    with pytest.raises(ShapeError, match=asked):
+        mt.plan(make(64), "mup", base=16, factory=make)
