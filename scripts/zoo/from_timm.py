@@ -23,7 +23,7 @@ from mutransfer.planning.shrink import Shrunk, Sizes, shrink
 from mutransfer.planning.widths import discover_widths
 from zoo.subjects import NotBuiltError, Small, Subject, Wider, by_fields, by_layers, from_config, images
 
-SIDES = (32, 64, 128, 224, 256)
+SIDES = (32, 64, 128, 224)
 BATCH = 4  # BatchNorm needs more than one value a channel
 
 
