@@ -25,6 +25,10 @@ HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULT
 """Preferred tasks: those with a readout first."""
 
 
+LABELS = 16
+"""Two, the default, are too few numbers for the size of a readout's result: seeds differ by an octave."""
+
+
 def transformers_subjects() -> Iterator[Subject]:
     """Every registered type with a model class, shuffled: however far one gets, it is a fair sample."""
     from transformers import CONFIG_MAPPING
@@ -120,7 +124,9 @@ def _default(kind: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     try:
-        return CONFIG_MAPPING[kind]()
+        config = CONFIG_MAPPING[kind]()
+        config.num_labels = LABELS
+        return config
     except Exception as error:
         raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
 

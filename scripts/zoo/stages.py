@@ -12,11 +12,13 @@ from torch import nn
 import mutransfer as mt
 from mutransfer.check.batches import Generated
 from mutransfer.errors import MutransferError
-from mutransfer.planning.sizes import shapes_of, without_memory
+from mutransfer.planning.sizes import Shapes, shapes_of, without_memory
 from zoo import forms
 from zoo.depth import depth_check, depth_columns
 from zoo.subjects import NotBuiltError, Small, Subject
 
+NARROWEST = 32
+"""As many entries as 4 times the positions of a step, which should be far fewer."""
 CHEAP = 20_000_000
 """Parameters of the widest model: where it has fewer, one more width is checked."""
 
@@ -112,15 +114,33 @@ def _check(small: Small, row: dict[str, Any]) -> None:
     follow the width, the check generates them, as it does for a user."""
     given: dict[str, Any] = {"batches": lambda seed: Generated(small.inputs(seed), seed)}
     given["example_inputs"] = small.inputs(0)
-    report = mt.coord_check(small.make, widths=_widths(small), **(given if small.at_width is None else {}))
+    report = mt.coord_check(small.make, widths=widths_of(small), **(given if small.at_width is None else {}))
     row |= {"check": report.verdict, "widths": list(report.widths), **_found(report)}
     row |= {"sp": report.control.worst if report.control else "", "positions": report.positions}
 
 
-def _widths(small: Small) -> list[int]:
-    widest = shapes_of(without_memory(lambda: small.make(8 * small.width)))
-    cheap = sum(torch.Size(shape).numel() for shape in widest.values()) < CHEAP
-    return [small.width * k for k in ((1, 2, 4, 8) if cheap else (1, 2, 4))]
+def widths_of(small: Small) -> list[int]:
+    """From where what grows has `NARROWEST` entries everywhere, or as near to that as is cheap at the widest: the
+    bottleneck of a small model is much narrower than its width."""
+    start = max(1, NARROWEST // _narrowest(small))
+    fitting = (k for k in (start >> n for n in range(start.bit_length())) if _is_cheap(small, 4 * k))
+    first = next(fitting, 1)
+    return [small.width * first * k for k in ((1, 2, 4, 8) if _is_cheap(small, 8 * first) else (1, 2, 4))]
+
+
+def _narrowest(small: Small) -> int:
+    """The smallest size in a weight that grows with the width."""
+    narrow, wide = (_shapes(small, k) for k in (1, 2))
+    pairs = ((a, b) for name in narrow if len(narrow[name]) > 1 for a, b in zip(narrow[name], wide[name], strict=True))
+    return min((a for a, b in pairs if b > a), default=NARROWEST)
+
+
+def _is_cheap(small: Small, k: int) -> bool:
+    return sum(torch.Size(shape).numel() for shape in _shapes(small, k).values()) < CHEAP
+
+
+def _shapes(small: Small, k: int) -> Shapes:
+    return shapes_of(without_memory(lambda: small.make(k * small.width)))
 
 
 def _depth(small: Small, row: dict[str, Any]) -> None:
