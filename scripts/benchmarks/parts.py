@@ -148,10 +148,10 @@ def run_part(part: Part, folder: Path, environment: Mapping[str, Any], budget: B
     """Runs what is left of a part for as long as the budget lasts, and says what came of it."""
     ledger = Ledger.open(folder, part, environment)
     ledger.write()
-    todo = ledger.left()
-    print(f"{part.name}: {len(part.units) - len(todo)} of {len(part.units)} were done before", flush=True)
+    unfinished = ledger.left()
+    print(f"{part.name}: {len(part.units) - len(unfinished)} of {len(part.units)} were done before", flush=True)
     latest: dict[str, float] = {}  # the first of a kind compiles, in every process anew
-    for unit in todo:
+    for unit in unfinished:
         needed = SLOWER * latest[unit.kind] if unit.kind in latest else unit.guess
         spent = _run(unit, ledger, budget) if needed <= budget.left() else None
         if spent is None:
