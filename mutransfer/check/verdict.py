@@ -108,13 +108,9 @@ def _cause_first(outside: Sequence[Slope]) -> list[Slope]:
         return sorted(outside, key=lambda slope: -abs(slope.off))
     farthest = max(abs(slope.off) for slope in inits)
     near = [slope for slope in inits if abs(slope.off) > farthest - MARGIN]
-    cause = min((s for s in near if _is_wrong_in_first(s)), default=None, key=_order) or min(near, key=_order)
+    cause = min([s for s in near if _is_wrong_in_first(s)] or near, key=lambda slope: slope.order)
     rest = (slope for slope in outside if slope is not cause)
     return [cause, *sorted(rest, key=lambda s: (-round(2 * abs(s.off)), s.kind == "change", s.order))]
-
-
-def _order(slope: Slope) -> int:
-    return slope.order
 
 
 def _is_wrong_in_first(slope: Slope) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+from mutransfer.errors import few
 from mutransfer.planning.graph import readers
 from mutransfer.planning.ops import VIEWS, Op, Trace
 from mutransfer.planning.sites import AttentionSite, attention_sites, normalizes, scalar_of
@@ -153,7 +154,7 @@ def compare_forward(trace: Trace, base: Forward) -> tuple[list[Correction], list
         if grown:
             notes.append(
                 f"sums over activations (products of two, say) go over a size that grows with width, {len(grown)} of "
-                f"them, in {_few(grown)}: no parameter is contracted there, and no rule is applied"
+                f"them, in {_in(grown)}: no parameter is contracted there, and no rule is applied"
             )
     return corrections, notes
 
@@ -302,8 +303,5 @@ def _reached(trace: Trace, value: int) -> bool:
     return value in trace.given if producer is None else not producer.static
 
 
-def _few(modules: Sequence[str]) -> str:
-    unique = list(dict.fromkeys(modules))
-    return ", ".join(repr(module) if module else "the model itself" for module in unique[:3]) + (
-        ", ..." if len(unique) > 3 else ""
-    )
+def _in(modules: Sequence[str]) -> str:
+    return few([repr(module) if module else "the model itself" for module in dict.fromkeys(modules)])

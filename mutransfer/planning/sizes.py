@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mutransfer.errors import ShapeError
+from mutransfer.errors import ShapeError, few
 from mutransfer.planning.untouched import in_place
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -104,7 +104,11 @@ def check_structure(model: Shapes, base: Shapes) -> None:
     """Raises ShapeError where base and model differ in their parameters' names or numbers of dimensions."""
     extra, missing = sorted(set(model) - set(base)), sorted(set(base) - set(model))
     if extra or missing:
-        only = (f"only in the {where} {_few(names)}" for where, names in (("model", extra), ("base", missing)) if names)
+        only = (
+            f"only in the {where} [{few(list(map(repr, names)))}]"
+            for where, names in (("model", extra), ("base", missing))
+            if names
+        )
         raise ShapeError(
             f"Base and model have different parameters: {', '.join(only)}. "
             "Build both with one constructor and change only its width."
@@ -115,11 +119,6 @@ def check_structure(model: Shapes, base: Shapes) -> None:
                 f"{name!r} has {len(base[name])} dimensions in the base and {len(shape)} in the model. "
                 "Build both with one constructor and change only its width."
             )
-
-
-def _few(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{list(names[:count])}{more}"
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 import mutransfer as mt
-from mutransfer.check.batches import Generated
+from mutransfer.check.batches import TOKENS, Generated
+from mutransfer.check.report import FEW
 from mutransfer.errors import MutransferError
 from mutransfer.planning.sizes import Shapes, shapes_of, without_memory
 from zoo import forms
 from zoo.depth import depth_check, depth_columns
 from zoo.subjects import NotBuiltError, Small, Subject
 
-NARROWEST = 32
-"""As many entries as 4 times the positions of a step, which should be far fewer."""
+NARROWEST = FEW * TOKENS
+"""Entries of what grows: the positions of a step should be far fewer."""
 CHEAP = 20_000_000
 """Parameters of the widest model: where it has fewer, one more width is checked."""
 
