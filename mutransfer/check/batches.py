@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mutransfer.check.few import TOKENS
 from mutransfer.check.measure import first_tensor
 from mutransfer.errors import ConfigError
 from mutransfer.planning.inputs import find_inputs
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Given = Sequence[Any] | Callable[[int], Any]
-
-TOKENS = 8
-"""Positions per step: far fewer than the smallest width, since the tables assume full alignment."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mutransfer.check.axes import Runs
 from mutransfer.check.batches import Batches, Given, Loss, default_loss
 from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.grid import Grid
@@ -64,7 +65,9 @@ def coord_check(
     The exponent of a tensor is the slope, against log2 size, of log2 RMS of multiplier * (W_t - W_0) x_t, its own
     contribution as it enters what follows. In width it is 0 in everything that transfers; in depth tensors are pooled
     over the blocks, and it is what their place in the residual stack says. At init it is multiplier * W_0 x_0. A few
-    seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp.
+    seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp. Of larger
+    batches, and of images and sound, a weight learns from the 8 positions with the largest gradients, see
+    `mutransfer.check.few`.
 
     >>> import mutransfer as mt, torch
     >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 16))
@@ -75,7 +78,7 @@ def coord_check(
         build: width -> fresh model, on any device, or with depths= (width, depth) -> fresh model; or a model with a
             `.config`, or a transformers config, which is then made at every size with the fields that follow the width
             scaled and the numbers of layers set as in `mutransfer.parameterize`.
-        widths: at least 3, far larger than the number of tokens per step; with depths= the one width, by default the
+        widths: at least 3, the smallest far larger than 8; with depths= the one width, by default the
             config's own, or 64.
         depths: at least 3 numbers of blocks, to check the rules of depth; such as 1, 2, 4 and 8 times the base's.
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own. One without
@@ -156,7 +159,7 @@ def coord_check(
         seeds=len(first),
         steps=steps,
         batch=first[0].batch,
-        positions=max((use.positions for use in first[0].init.uses), default=0),
+        positions=_positions(runs),
         slopes=(*judged.found.slopes, *activation_slopes(runs, setup.axis)),
         softmax=tuple(judged.found.softmax),
         groups=tuple(judged.found.settings),
@@ -174,6 +177,13 @@ def coord_check(
     if plot is not None:
         report.plot(plot)
     return report
+
+
+def _positions(runs: Runs) -> int:
+    """The most vectors that a weight learns from of which the fan-in grows."""
+    small, large = (runs[size][0].later[-1].uses for size in (min(runs), max(runs)))
+    fan_ins = {use.key: use.fan_in for use in small}
+    return max((use.positions for use in large if use.fan_in > fan_ins.get(use.key, use.fan_in)), default=0)
 
 
 def _said(base: Any) -> int | dict[str, int] | str | None:

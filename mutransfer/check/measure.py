@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mutransfer.check.few import FewPositions
 from mutransfer.check.flow import SoftmaxScale, Sum, rms
 from mutransfer.check.shadow import ShadowMode, Use
 from mutransfer.planning.carriers import scaled
@@ -56,6 +57,7 @@ def measure(
     initial: Snapshot | None = None,
     *,
     in_rows: InRows = MappingProxyType({}),
+    few: FewPositions | None = None,
 ) -> Snapshot:
     """Runs `forward(model)` once and measures it; parameters, buffers and the random state stay as they are.
 
@@ -66,6 +68,7 @@ def measure(
         initial: the snapshot at init, for the change of activations.
         in_rows: parameter -> its rows that the forward pass multiplies for a softmax scale, and by what: that is no
             part of the parameter's own contribution.
+        few: with the positions that the weights learn from, where these are not all.
     """
     path: list[str] = []
     outputs: dict[Site, Tensor] = {}
@@ -73,8 +76,15 @@ def measure(
     for name, parts in in_rows.items():
         for rows, factor in parts:
             shadows[name] = shadows[name][0], scaled(shadows[name][1], rows, 1 / factor)
-    mode = ShadowMode(shadows, model.buffers(), initial=before is None, module=lambda: path[-1] if path else "")
-    with _buffers_kept(model), unfused(), torch.random.fork_rng(), _watched(model, path, outputs, mode), mode:
+    few = few or FewPositions(model)
+    mode = ShadowMode(
+        shadows,
+        model.buffers(),
+        initial=before is None,
+        module=lambda: path[-1] if path else "",
+        here=lambda: few.here,
+    )
+    with _buffers_kept(model), unfused(), torch.random.fork_rng(), _watched(model, path, outputs, mode), few, mode:
         forward(model)
     outputs |= {("logits", site): logits for site, logits in mode.flows.logits.items()}
     outputs |= {("stream", site): stream for site, stream in mode.flows.stream.items()}

@@ -167,3 +167,10 @@ def fan_in(call: Call, operand: Operand, tensor: Tensor) -> int:
     if name in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"):
         return int(tensor.shape[-2] if argument in ("mat2", "batch2") else tensor.shape[-1])
     return int(tensor.shape[-1]) if name in ("linear", "mv", "addmv", "dot") else 1
+
+
+def features_dim(call: Call, operand: Operand) -> int:
+    """The dimension of a product that holds the features which a weight makes; the others are positions."""
+    if call.name == "convolution":
+        return 1
+    return -2 if operand[0] in ("self", "mat1", "batch1") else -1

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from mutransfer.check.batches import Loss, described
+from mutransfer.check.few import FewPositions
 from mutransfer.check.flow import rms
 from mutransfer.check.measure import InRows, Snapshot, measure
 from mutransfer.errors import ConfigError
@@ -113,13 +114,14 @@ def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
         model, optimizer, batch = _fresh(subject, size, seed, training)
         rows = subject.in_rows(size)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        init = measure(model, lambda m: training.loss(m, batch), in_rows=rows)
+        few = FewPositions(model)
+        init = measure(model, lambda m: training.loss(m, batch), in_rows=rows, few=few)
         later, gradients = [], dict.fromkeys(start, 0.0)
         for step in range(1, training.steps + 1):
-            for name, ratio in _step(model, optimizer, batch, training, step).items():
+            for name, ratio in _step(model, optimizer, batch, training, step, few).items():
                 gradients[name] = max(gradients[name], ratio)
             if step >= min(FIRST_STEP, training.steps):
-                later.append(measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows))
+                later.append(measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows, few=few))
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
@@ -150,21 +152,29 @@ def _still(model: nn.Module) -> None:
             module.train()
 
 
-def _step(model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int) -> dict[str, float]:
+def _step(
+    model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int, few: FewPositions
+) -> dict[str, float]:
     """One update; returns the sizes of the gradients in float32, where symmetric ones can be told from rounding."""
-    _backward(model, optimizer, batch, training, step, FP32)
+    _backward(model, optimizer, batch, training, step, FP32, few)
     sizes = _gradient_sizes(model)
     if training.precision != FP32:
-        _backward(model, optimizer, batch, training, step, training.precision)
+        _backward(model, optimizer, batch, training, step, training.precision, few)
     optimizer.step()
     return sizes
 
 
 def _backward(
-    model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int, precision: Precision
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Any,
+    training: Training,
+    step: int,
+    precision: Precision,
+    few: FewPositions,
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
-    with precision.context(next(model.parameters()).device):
+    with precision.context(next(model.parameters()).device), few:
         loss = training.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")

@@ -16,8 +16,9 @@ from typing import Any, Self
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mutransfer.check.few import Chosen, rows_of
 from mutransfer.check.flow import Flows, rms, storage
-from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in, reduced
+from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in, features_dim, reduced
 
 _LITERALS = frozenset({"lift", "lift_fresh", "lift_fresh_copy"})
 """What `torch.tensor(0.5)` comes to inside a forward pass."""
@@ -34,9 +35,10 @@ class Use:
         parameter, index: whose use, and the how manieth.
         op, module: what used it, and where.
         lookup: whether rows are gathered, here or on the way from the parameter.
-        fan_in: number of its entries that are summed into one of the result; 1 where nothing is contracted.
+        fan_in: number of its entries that are summed into one of the result, or were into one of what constants made of
+            it; 1 where nothing is contracted.
         fan_out: number of its entries over fan_in, as it is used: one that is broadcast has more than its own.
-        positions: for a contraction, to how many vectors it is applied.
+        positions: for a contraction, at how many vectors it is measured.
         size: RMS of the contribution as it enters what follows.
         entries: its own number.
         summed: number of its entries that were put together in one before anything met them; 1 for the weight itself.
@@ -65,11 +67,13 @@ class _Made:
 
     `lookup`: rows were gathered on the way (positions, whose ids do not depend on the batch).
     `summed`: see `Use`, of the parameters for which it is not 1.
+    `fan_ins`: of the parameters that were contracted with constants (sinusoids), over how many of their entries.
     """
 
     shares: Mapping[str, Tensor]
     lookup: bool = False
     summed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    fan_ins: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -79,17 +83,19 @@ class _Made:
         lookup: bool = False,
         before: _Made | None = None,
         summed: Mapping[str, int] | None = None,
+        fan_ins: Mapping[str, int] | None = None,
     ) -> Self:
         """What `tensor` holds from now on; the rest of its storage holds what was there before."""
         length = tensor.untyped_storage().nbytes() // tensor.element_size()
         whole = dict(before.shares) if before else {}
         sums = dict(before.summed) if before else {}
         sums |= {name: number for name, number in (summed or {}).items() if name not in whole}
+        contracted = {**(fan_ins or {}), **(before.fan_ins if before else {})}
         for name, share in shares.items():
             if name not in whole:
                 whole[name] = share.new_zeros(length)
             _view(whole[name], tensor).copy_(share)
-        return cls(whole, lookup, sums)
+        return cls(whole, lookup, sums, contracted)
 
     def seen_through(self, view: Tensor) -> dict[str, Tensor]:
         return {name: _view(share, view) for name, share in self.shares.items()}
@@ -107,6 +113,7 @@ class ShadowMode(TorchDispatchMode):
         constants: buffers.
         initial: the shadows are whole values, not changes.
         module: the path of the module that is running.
+        here: the positions that count in the product that is running, see `FewPositions`.
 
     Attributes:
         paused: while set, ops run unseen.
@@ -119,13 +126,14 @@ class ShadowMode(TorchDispatchMode):
         *,
         initial: bool,
         module: Callable[[], str],
+        here: Callable[[], Chosen | None] = lambda: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: list[Use] = []
         self.flows = Flows(self._settle, self._is_constant)
         self._gains: dict[int, float] = {}
         self._counts: dict[str, int] = {}
-        self._initial, self._module = initial, module
+        self._initial, self._module, self._here = initial, module, here
         self._made = {storage(t): _Made.of(t, {name: s}) for name, (t, s) in shadows.items()}
         self._entries = {name: t.numel() for name, (t, _) in shadows.items()}
         self._constants = {storage(t) for t in constants}
@@ -163,10 +171,20 @@ class ShadowMode(TorchDispatchMode):
         index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
         fan_out = share.numel() // contracted
         positions = own.numel() // fan_out if contracted > 1 else 0
+        chosen = self._chosen(call, operand, own) if contracted > 1 else None
+        if chosen is not None:
+            own, positions = chosen, len(chosen)
         made = self._made[storage(tensor)]
+        if parameter in made.fan_ins:
+            contracted, fan_out = made.fan_ins[parameter], share.numel()
         lookup, summed = call.name in LOOKUPS or made.lookup, made.summed.get(parameter, 1)
         sizes = contracted, fan_out, positions, rms(own), self._entries[parameter], summed
         return Use(parameter, index, call.name, self._module(), lookup, *sizes)
+
+    def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
+        """A weight's contribution at the positions that count, (positions, features); None where all do."""
+        here, rows = self._here(), rows_of(own, features_dim(call, operand))
+        return rows[here.rows] if here is not None and len(rows) == here.of else None
 
     def _place(
         self,
@@ -188,8 +206,8 @@ class ShadowMode(TorchDispatchMode):
         elif shares and out.is_floating_point():
             lookup = call.name in LOOKUPS or any(self._made[storage(operands[o])].lookup for o in shares)
             before = self._made.get(storage(out)) if call.func._schema.is_mutable else None
-            summed = self._summed(call, operands, shares, out)
-            self._made[storage(out)] = _Made.of(out, self._shares_of(call, shares), lookup, before, summed)
+            beside = self._summed(call, operands, shares, out), self._fan_ins(call, operands, shares)
+            self._made[storage(out)] = _Made.of(out, self._shares_of(call, shares), lookup, before, *beside)
         else:
             self._constants.add(storage(out))
 
@@ -217,6 +235,17 @@ class ShadowMode(TorchDispatchMode):
                 number = here * before.get(name, 1)
                 least[name] = min(least.get(name, number), number)
         return {name: number for name, number in least.items() if number > 1}
+
+    def _fan_ins(
+        self, call: Call, operands: Mapping[Operand, Tensor], shares: Mapping[Operand, Mapping[str, Tensor]]
+    ) -> dict[str, int]:
+        """Of every parameter that is contracted here, or was before."""
+        most: dict[str, int] = {}
+        for operand, by_parameter in shares.items():
+            here, before = fan_in(call, operand, operands[operand]), self._made[storage(operands[operand])].fan_ins
+            for name in by_parameter:
+                most[name] = max(most.get(name, 1), here, before.get(name, 1))
+        return {name: number for name, number in most.items() if number > 1}
 
     def _is_constant(self, tensor: Tensor) -> bool:
         return storage(tensor) in self._constants or storage(tensor) in self._made

@@ -490,8 +490,19 @@ class TestReport:
         assert "cells imply" in text
 
     def test_a_note_says_where_alignment_is_only_partial(self, models):
-        many = torch.randn(512, 8)
-        assert "512 positions a step" in str(mlp_check(models, "sp", example_inputs=many, seeds=2))
+        """Of an einsum no position is left out."""
+
+        class Einsum(torch.nn.Module):
+            def __init__(self, width):
+                super().__init__()
+                self.embed, self.head = torch.nn.Linear(8, width), torch.nn.Parameter(torch.randn(width, 16))
+
+            def forward(self, x):
+                return torch.einsum("nd,do->no", self.embed(x), self.head)
+
+        many = (torch.randn(512, 8),)
+        report = mt.coord_check(Einsum, widths=[32, 64, 128], parameterization="sp", example_inputs=many, seeds=2)
+        assert "512 positions a step" in str(report)
 
     def test_json_is_complete_and_can_be_read(self, failed, tmp_path):
         saved = json.loads(failed.save(tmp_path / "check.json").read_text())

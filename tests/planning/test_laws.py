@@ -164,3 +164,14 @@ def test_estimate_tells_constants_from_draws():
     drawn = estimate(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
     assert drawn.measured
     assert drawn.std == pytest.approx(1.0, abs=0.1)
+
+
+def test_one_entry_of_a_truncated_normal_on_its_far_bound_is_still_fresh():
+    """erfinv(-1) is -inf, which `trunc_normal_` clamps to its bound, -2 by default: 100 standard deviations of 0.02."""
+    torch.manual_seed(0)
+    law, values = Law("drawn", 0.02, 0.0), 0.02 * torch.randn(32, 128)
+    values[3, 5] = -2.0
+    assert fits(law, values)
+    values[7, 9] = -2.0
+    assert not fits(law, values)
+    assert not fits(law, 1.5 * 0.02 * torch.randn(32, 128))
