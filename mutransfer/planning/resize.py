@@ -17,6 +17,8 @@ from mutransfer.planning.fields import (
     Kind,
     Path,
     fields_of,
+    inside,
+    items_of,
     kind_of,
     mapped,
     numbers,
@@ -56,9 +58,9 @@ def own_width(config: Any) -> tuple[Path, int]:
     """
     for path, inner in _configs(config):
         name = primary_field(inner)
-        width = max(numbers(_value(inner, name)), default=0) if name else 0
+        width = max(numbers(inside(inner, name)), default=0) if name else 0
         if name and width:
-            first = next(number for number in numbers(_value(inner, name)) if number)
+            first = next(number for number in numbers(inside(inner, name)) if number)
             return (*path, name), first
     raise ConfigError(
         f"{type(config).__name__} has no field known as a width ({', '.join(PRIMARY)}). "
@@ -90,7 +92,7 @@ def _known(config: Any) -> Iterator[Field]:
     for path, inner in _configs(config):
         name = primary_field(inner)
         if name is not None:
-            yield Field((*path, name), _value(inner, name), Kind.WIDTH)
+            yield Field((*path, name), inside(inner, name), Kind.WIDTH)
 
 
 def _smallest(field: Field) -> int:
@@ -148,7 +150,7 @@ def path_of(config: Any, name: Any) -> Path:
         if not isinstance(part, str) or not _has(inner, part):
             known = [".".join((*path[:i], field)) for field in _names(inner)]
             raise ConfigError(f"{type(config).__name__} has no field {name!r}.{nearest(str(name), known)}")
-        inner = _value(inner, part)
+        inner = inside(inner, part)
     return tuple(path)
 
 
@@ -197,7 +199,7 @@ def value_at(config: Any, path: Path, **missing: Any) -> Any:
     for name in path:
         if missing and not _has(config, name):
             return missing["missing"]
-        config = _value(config, name)
+        config = inside(config, name)
     return config
 
 
@@ -205,7 +207,7 @@ def _configs(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """A config and those inside it, the outermost first."""
     yield path, config
     for name in _names(config):
-        inner = _value(config, name)
+        inner = inside(config, name)
         if _is_config(inner):
             yield from _configs(inner, (*path, name))
 
@@ -221,11 +223,7 @@ def _names(config: Any) -> list[str]:
 
 
 def _has(config: Any, name: str) -> bool:
-    return name in config if isinstance(config, Mapping) else hasattr(config, name)
-
-
-def _value(config: Any, name: str) -> Any:
-    return config[name] if isinstance(config, Mapping) else getattr(config, name)
+    return name in items_of(config) if isinstance(config, list | tuple | Mapping) else hasattr(config, name)
 
 
 def _is_size(value: Any) -> bool:

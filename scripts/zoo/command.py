@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models, as 'gpt*' or 'timm/*'; commas between")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default 1)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N models that are not done yet")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of computing per model (default 120)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of computing per model (default 300)")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/zoo.jsonl"), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="also what is done")
     parser.add_argument("--retry", action="store_true", help="also what is done but has a reason to complain")

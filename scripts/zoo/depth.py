@@ -11,7 +11,7 @@ import mutransfer as mt
 from mutransfer.check.batches import Generated
 from mutransfer.errors import ShapeError
 from mutransfer.planning.branches import find_branches, key_of, repeating
-from mutransfer.planning.sizes import shapes_of, without_memory
+from mutransfer.planning.sizes import Shapes, shapes_of, without_memory
 from mutransfer.planning.stacks import compare_depths
 from mutransfer.planning.trace import trace
 from mutransfer.planning.verify import verify
@@ -32,14 +32,19 @@ def with_every_block(small: Small) -> Small:
     """At the smallest depth whose blocks are of all kinds that a deeper model has: the last of a stage may differ."""
     assert small.deep is not None
     for depth in (small.depth, 2 * small.depth, 4 * small.depth):
-        base, deeper = (
-            shapes_of(without_memory(lambda d=d: small.deep(small.width, d)))  # type: ignore[misc]
-            for d in (depth, 2 * depth)
-        )
         with suppress(ShapeError):
+            base, deeper = (_shapes(small, d) for d in (depth, 2 * depth))
             if all(deeper[name] == base[partner] for name, partner in compare_depths(base, deeper).partners.items()):
                 return replace(small, depth=depth)
     return small
+
+
+def _shapes(small: Small, depth: int) -> Shapes:
+    assert small.deep is not None
+    try:
+        return shapes_of(without_memory(lambda: small.deep(small.width, depth)))  # type: ignore[misc]
+    except Exception as error:  # whatever a foreign constructor raises
+        raise ShapeError(f"It cannot be built {depth} times as deep: {type(error).__name__}: {error}") from error
 
 
 def _branches(small: Small) -> dict[str, Any]:
