@@ -16,7 +16,7 @@ from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.grid import Grid
 from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
-from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, width_setup
+from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, depth_width, width_setup
 from mutransfer.check.slopes import activation_slopes
 from mutransfer.check.subjects import MakeOptimizer, largest_lr
 from mutransfer.check.verdict import culprits, implied
@@ -27,11 +27,14 @@ from mutransfer.rules.table import Parameterization, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.train.precision import find_precision
 
-ADAM_LR = 2**-10
+ADAM_LR_TIMES_WIDTH = 2**-4
 SGD_LR = 2**-6
-"""Small enough for the law, which is first order in the change. Measured on a decoder and a ResNet: at 2^-8 (Adam) and
-2^-3 (SGD) a hidden lr wrong by width^0.5 moves the logits so far that the readout shrinks as much as the hidden weights
-grow, and the softmax saturates; at these, a rule wrong by 1/2 shows as 0.42 to 0.5. Float32 would allow 2^6 less.
+"""Small enough for the law, which is first order in the change. Adam's step changes a hidden activation by up to
+lr * fan-in, whatever the gradient's size, so that its lr goes inversely with the base's width: 2^-10 at 64. Measured on
+a decoder and a ResNet of that width: at 2^-8 (Adam) and 2^-3 (SGD) a hidden lr wrong by width^0.5 moves the logits so
+far that the readout shrinks as much as the hidden weights grow, and the softmax saturates; at these, a rule wrong by
+1/2 shows as 0.42 to 0.5. Float32 would allow 2^6 less. On GLM-4V's decoder from a base of 256, 2^-10 showed +0.27 and
+was undecided after 32 seeds; with 2^-12 it passes with 8, all within 0.08.
 """
 
 
@@ -84,7 +87,8 @@ def coord_check(
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own. One without
             depth rules is held to CompleteP's law in depth, under which the learning rate transfers.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
-        lr: at the base; by default 2^-10 for Adam-like optimizers, 2^-6 for SGD.
+        lr: at the base; by default 2^-4 / width for Adam-like optimizers (2^-10 at width 64), 2^-6 for SGD. The width
+            is the base's, where `base` is one, or else the smallest.
         steps: optimizer steps per run; the first is not counted.
         seeds: runs per size; more are added while the verdict is undecided, up to 4 times as many.
         base, base_depth: as in `mutransfer.parameterize`; by default the smallest width and depth.
@@ -109,11 +113,14 @@ def coord_check(
     table, family = find_table(parameterization, PARAMETERIZATIONS), find_optimizer(optimizer)
     if lr is not None and make_optimizer is not None:
         raise ConfigError("lr= is of converted models, and make_optimizer= makes optimizers with their own: give one.")
-    rate, why = (lr, "given") if lr is not None else _default_lr(family)
+    across, down = _checked(widths, depths, steps, seeds, lr)
+    across = across or (depth_width(build, scale),)
+    rate, why = (lr, "given") if lr is not None else _default_lr(family, base if isinstance(base, int) else across[0])
     asked = Asked(
         table,
         rate,
-        *_checked(widths, depths, steps, seeds, rate),
+        across,
+        down,
         base,
         base_depth,
         {
@@ -206,7 +213,7 @@ def _doubt(against: Control | None, unseen: Sequence[str], *, unread: bool) -> s
 
 
 def _checked(
-    widths: Sequence[int] | None, depths: Sequence[int] | None, steps: int, seeds: int, lr: float
+    widths: Sequence[int] | None, depths: Sequence[int] | None, steps: int, seeds: int, lr: float | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Widths and depths in order, of which one varies."""
     across, down = (tuple(sorted({int(size) for size in sizes or ()})) for sizes in (widths, depths))
@@ -223,12 +230,12 @@ def _checked(
         raise ConfigError(
             f"Sizes and steps must be positive and seeds at least 2 (got {name}={list(sizes)}, {steps=}, {seeds=})."
         )
-    if not (math.isfinite(lr) and lr > 0):
+    if lr is not None and not (math.isfinite(lr) and lr > 0):
         raise ConfigError(f"{lr=} is not a positive number.")
     return across, down
 
 
-def _default_lr(optimizer: Optimizer) -> tuple[float, str]:
+def _default_lr(optimizer: Optimizer, width: int) -> tuple[float, str]:
     if optimizer.family == "sgd":
         return SGD_LR, "default for SGD"
-    return ADAM_LR, "default for Adam-like optimizers"
+    return ADAM_LR_TIMES_WIDTH / width, f"default for Adam-like optimizers at width {width}"

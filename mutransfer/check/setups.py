@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -42,7 +42,7 @@ class Asked:
 
     Attributes:
         table, lr: the parameterization, and the lr at the base.
-        widths, depths: one of the two varies.
+        widths, depths: one of the two varies; where it is the depths, there is one width.
         base, base_depth: see `coord_check`.
         options: of `mutransfer.plan`: optimizer, form, init, scale, roles, hyperparameters, example_inputs.
         make_optimizer: of hand-written code.
@@ -137,10 +137,15 @@ def width_setup(given: Any, asked: Asked) -> Setup:
     return setup(subject, control, base=base, notes=notes, same_values=asked.kept)
 
 
+def depth_width(given: Any, scale: Literal["heads", "head_dim"]) -> int:
+    """The one width of a depth check that is given none: the config's own, if there is a config."""
+    return deep_builder(given, scale)[1] or DEPTH_WIDTH
+
+
 def depth_setup(given: Any, asked: Asked, training: Training) -> Setup:
     """The depths of one model at one width, parameters pooled by template."""
-    deep, own = deep_builder(given, asked.options["scale"])
-    width = asked.widths[0] if asked.widths else own or DEPTH_WIDTH
+    deep, _ = deep_builder(given, asked.options["scale"])
+    width = asked.widths[0]
     base_depth = asked.depths[0] if asked.base_depth is None else asked.base_depth
     models = _Models(asked, deep, width, width if asked.base is None else asked.base, base_depth)
     return models.as_they_are() if asked.make_optimizer is not None else models.converted(training)
