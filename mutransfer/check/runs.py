@@ -24,6 +24,8 @@ FIRST_STEP = 2
 FP32 = find_precision("fp32")
 NO_GRADIENT = 1e-6
 """A gradient this much smaller than the model's typical one is zero by symmetry and rounding."""
+NOTHING = 1e-12
+"""And one this much smaller than the largest is no typical one: a layer scale of 1e-6 is far from it."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ def _backward(
 
 
 def _gradient_sizes(model: nn.Module) -> dict[str, float]:
-    """RMS of each gradient over the median of all."""
+    """RMS of each gradient over the median of those that are any: half of a model may be a tower without one."""
     sizes = {n: rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-    typical = sorted(sizes.values())[len(sizes) // 2] if sizes else 0.0
+    least = NOTHING * max(sizes.values(), default=0.0)
+    some = sorted(size for size in sizes.values() if size > least)
+    typical = some[len(some) // 2] if some else 0.0
     return {name: size / typical if typical else 0.0 for name, size in sizes.items()}

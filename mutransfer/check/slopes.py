@@ -245,7 +245,11 @@ _UNSEEN = "it is trained, but its contribution could not be seen in the forward 
 
 
 def _why_still(used: bool) -> str:
-    return "its gradient is zero by symmetry (as a key's bias under softmax)" if used else "the loss does not use it"
+    return (
+        "its gradient is zero, perhaps by symmetry (as a key's bias under softmax)"
+        if used
+        else "the loss does not use it"
+    )
 
 
 def _first(runs: Runs) -> Run:

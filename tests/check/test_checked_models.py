@@ -82,3 +82,25 @@ def test_what_cannot_be_built_at_other_widths_is_refused(given, message):
 def test_a_width_that_does_not_fit_the_config_names_the_field():
     with pytest.raises(ConfigError, match=r"'num_attention_heads' = 4 would become 3\.125"):
         builder(llama_config(), "heads")(50)
+
+
+class Deaf(nn.Module):
+    """Most of its parameters are in a tower that the loss hardly hears: its result is 1e-20 of the sum."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed, self.hidden, self.read = nn.Embedding(64, width), nn.Linear(width, width), nn.Linear(width, 64)
+        self.tower = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, ids):
+        x = heard = self.embed(ids)
+        for layer in self.tower:
+            heard = layer(heard)
+        return self.read(torch.tanh(self.hidden(x + 1e-20 * heard)))
+
+
+def test_a_tower_without_gradient_is_listed_though_it_holds_most_parameters():
+    report = mt.coord_check(Deaf, widths=WIDTHS, example_inputs=torch.arange(8)[None])
+    assert report.verdict == "pass", str(report)
+    assert {item.parameter.split(".")[0] for item in report.listed} == {"tower"}
+    assert {slope.name for slope in report.judged} >= {"hidden.weight", "read.weight"}
