@@ -27,14 +27,15 @@ from mutransfer.rules.table import Parameterization, find_table
 from mutransfer.rules.tables import PARAMETERIZATIONS
 from mutransfer.train.precision import find_precision
 
-ADAM_LR_TIMES_WIDTH = 2**-4
+ADAM_LR_TIMES_WIDTH = 2**-7
 SGD_LR = 2**-6
 """Small enough for the law, which is first order in the change. Adam's step changes a hidden activation by up to
-lr * fan-in, whatever the gradient's size, so that its lr goes inversely with the base's width: 2^-10 at 64. Measured on
+lr * fan-in, whatever the gradient's size, so that its lr goes inversely with the base's width: 2^-13 at 64. Measured on
 a decoder and a ResNet of that width: at 2^-8 (Adam) and 2^-3 (SGD) a hidden lr wrong by width^0.5 moves the logits so
-far that the readout shrinks as much as the hidden weights grow, and the softmax saturates; at these, a rule wrong by
-1/2 shows as 0.42 to 0.5. Float32 would allow 2^6 less. On GLM-4V's decoder from a base of 256, 2^-10 showed +0.27 and
-was undecided after 32 seeds; with 2^-12 it passes with 8, all within 0.08.
+far that the readout shrinks as much as the hidden weights grow, and the softmax saturates; at 2^-10 and 2^-6 a rule
+wrong by 1/2 shows as 0.42 to 0.5. Where weights begin at 0.02 that is still much beside what they do: from a base of
+256, GLM-4V's decoder showed +0.27 at 2^-10 and was undecided after 32 seeds, and passes with 8 at 2^-12, all within
+0.08; a mixture of experts that was undecided at 128 with 2^-11 passes with 2^-14. Float32 would allow 2^-16.
 """
 
 
@@ -87,7 +88,7 @@ def coord_check(
         parameterization: a name in `mutransfer.PARAMETERIZATIONS`, or a `Parameterization` of your own. One without
             depth rules is held to CompleteP's law in depth, under which the learning rate transfers.
         optimizer: a name in `mutransfer.OPTIMIZERS`.
-        lr: at the base; by default 2^-4 / width for Adam-like optimizers (2^-10 at width 64), 2^-6 for SGD. The width
+        lr: at the base; by default 2^-7 / width for Adam-like optimizers (2^-13 at width 64), 2^-6 for SGD. The width
             is the base's, where `base` is one, or else the smallest.
         steps: optimizer steps per run; the first is not counted.
         seeds: runs per size; more are added while the verdict is undecided, up to 4 times as many.
