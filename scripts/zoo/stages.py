@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import mutransfer as mt
-from mutransfer.check.batches import TOKENS, Generated
+from mutransfer.check.batches import Generated
+from mutransfer.check.few import TOKENS
 from mutransfer.check.report import FEW
 from mutransfer.errors import MutransferError
 from mutransfer.planning.sizes import Shapes, shapes_of, without_memory
@@ -19,7 +20,7 @@ from zoo.depth import depth_check, depth_columns
 from zoo.subjects import NotBuiltError, Small, Subject
 
 NARROWEST = FEW * TOKENS
-"""Entries of what grows: the positions of a step should be far fewer."""
+"""Entries of what grows: the positions that a weight learns from should be far fewer."""
 CHEAP = 20_000_000
 """Parameters of the widest model: where it has fewer, one more width is checked."""
 
