@@ -187,10 +187,10 @@ def _find_attributes(
 ) -> dict[int, tuple[str, int]]:
     """Attention's index -> (attribute, its power in the scale: 1, or -1 for a divisor), proven by perturbation."""
     modules = {site.module: model.get_submodule(site.module) for site in sites}
-    candidates = dict.fromkeys(name for module in modules.values() for name in _float_attributes(module))
+    candidates = dict.fromkeys(name for module in modules.values() for name in _scales(module))
     found: dict[int, tuple[str, int]] = {}
     for name in candidates:
-        with _perturbed([m for m in modules.values() if name in _float_attributes(m)], name):
+        with _perturbed([m for m in modules.values() if name in _scales(m)], name):
             after = _sites_if_it_runs(model, inputs)
         if len(after) != len(sites):
             continue
@@ -210,8 +210,13 @@ def _sites_if_it_runs(model: nn.Module, inputs: Sequence[Any] | Mapping[str, Any
         return []
 
 
-def _float_attributes(module: nn.Module) -> list[str]:
-    return [name for name, value in vars(module).items() if type(value) is float and value != 0]
+def _scales(module: nn.Module) -> list[str]:
+    """Attributes that may be a softmax scale. A whole number is a size, but for a scale of 1."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if (type(value) is float and value != 0) or (type(value) is int and value == 1 and "scal" in name)
+    ]
 
 
 @contextmanager

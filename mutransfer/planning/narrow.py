@@ -90,7 +90,8 @@ def _by_factor(config: Any, fields: Sequence[Field]) -> dict[Path, Any]:
     other widths are multiplied by the factor and stay."""
     values: dict[Path, Any] = {}
     widths = [field for field in fields if field.kind is Kind.WIDTH]
-    for factor in (f for f in fields if f.kind is Kind.MULTIPLIER and f.value > 1):
+    factors = (f for f in fields if f.kind is Kind.MULTIPLIER and isinstance(f.value, int | float))
+    for factor in (f for f in factors if f.value > 1):
         primary = primary_field(inner_config(config, factor.owner))
         around = [f for f in widths if f.owner != factor.owner and f.owner == factor.owner[: len(f.owner)]]
         for field in (*around, *(f for f in widths if f.owner == factor.owner)):

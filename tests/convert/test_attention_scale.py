@@ -253,6 +253,22 @@ def test_a_scale_that_was_set_cannot_be_exported_where_the_queries_do_something_
         mt.export(model, example_inputs=X)
 
 
+def test_a_scale_of_1_may_be_a_whole_number():
+    """Dia's `self.scaling = 1`, which its code multiplies the logits by."""
+
+    class Whole(Gated):
+        def build(self, width: int) -> None:
+            super().build(width)
+            self.scaling = 1
+
+        def scale(self, head_dim: int) -> float:
+            return self.scaling
+
+    model, plan = converted(Whole, BASE, hyperparameters={"attn_mult": 0.5})
+    assert [site.attribute for site in plan.attention] == ["scaling"]
+    assert model.scaling == 0.5
+
+
 # --- vectors of length 1 ------------------------------------------------------------------------------------------
 
 

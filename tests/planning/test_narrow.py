@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AlignConfig,
+    ChameleonVQVAEConfig,
     DeepseekV2Config,
     DepthProConfig,
     EfficientNetConfig,
@@ -37,6 +38,12 @@ def test_a_factor_on_all_widths_becomes_one_and_its_widths_stay() -> None:
     assert values["hidden_dim",] == config.hidden_dim / config.width_coefficient == 1280
     assert ("in_channels",) not in values
     assert ("width_coefficient",) not in shrunk_values(config, Sizes())
+
+
+def test_a_list_of_factors_one_per_stage_is_left_alone() -> None:
+    config = ChameleonVQVAEConfig()
+    assert isinstance(config.channel_multiplier, list | tuple)
+    assert ("channel_multiplier",) not in shrunk_values(config, Sizes(by_factor=True))
 
 
 def test_a_width_around_a_config_with_a_factor_follows_it() -> None:
