@@ -210,6 +210,39 @@ def test_precision_is_float64_whatever_is_asked_for():
     assert max(verdict.error for verdict in verdicts) < 1e-12
 
 
+class Scores(nn.Module):
+    """Blocks, the scores of which are masked, and the best positions chosen by them, as a detector's queries are: the
+    first two positions see the same and score alike."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks, self.score = blocks, nn.Linear(5, 1)
+
+    def forward(self, ids):
+        x = self.blocks(ids)
+        x = torch.cat([x[:, :1], x], dim=1)
+        best = self.score(x).squeeze(-1).topk(1).indices
+        later = torch.arange(x.shape[1]) > 2
+        return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])), x.masked_fill(later[:, None], -torch.inf)
+
+
+def test_masked_scores_and_a_choice_among_equals_do_not_stand_in_the_way():
+    blocks, inputs = stack(zoo.PreNorm)
+    model = Scores(blocks)
+    verdicts = verify(model, inputs, in_blocks(model, inputs))
+    assert len(verdicts) > 1
+    assert all(verdict.verified for verdict in verdicts), [verdict.why for verdict in verdicts]
+
+
+def test_control_a_wrong_terminal_is_rejected_behind_masked_scores_too():
+    blocks, inputs = stack(zoo.PreNorm)
+    model = Scores(blocks)
+    first, *_ = in_blocks(model, inputs)
+    norm = next(name for name, _ in model.named_parameters() if "norm" in name)
+    (verdict,) = verify(model, inputs, [dataclasses.replace(first, terminals=(norm,))])
+    assert not verdict.verified
+
+
 class Overwrites(zoo.PreNorm):
     """Writes over what the backward pass needs."""
 
