@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mutransfer.errors import MutransferError, ShapeError
 from mutransfer.planning.arguments import IMAGES, SOUND
 from mutransfer.planning.generate import generate_inputs
-from mutransfer.planning.shrink import ATTEMPTS, Shrunk, shrink
+from mutransfer.planning.shrink import ATTEMPTS, Shrunk, Sizes, shrink
+from mutransfer.planning.sizes import shapes_of, without_memory
 from mutransfer.planning.widths import Widths, discover_widths
 from zoo.subjects import NotBuiltError, Small, Subject, Wider, by_fields, by_layers, from_config
 
@@ -25,6 +26,8 @@ HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULT
 """Preferred tasks: those with a readout first."""
 
 
+MOST_ENTRIES = 100_000_000
+"""Parameters of a default config's model that is run as it is."""
 LABELS = 16
 """Two, the default, are too few numbers for the size of a readout's result: seeds differ by an octave."""
 
@@ -132,12 +135,15 @@ def _default(kind: str) -> Any:
 
 
 def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
-    """With all towers reached; or, where that fails, with text alone; or by the sizes of the layers."""
+    """With all towers reached; or, where that fails, with text alone; or by the sizes of the layers, of the small
+    config or of the default one."""
     failure: MutransferError | None = None
     found: list[Wider] = []
 
     def fields(small: Any, whole: bool) -> None:
-        found[:] = [by_fields(_widths(model_class, small, whole), model_class)]
+        wider = by_fields(_widths(model_class, small, whole), model_class)
+        _refuse_partly_wider(lambda k: wider.build(wider.at(small, k), k).eval(), whole)
+        found[:] = [wider]
 
     def layers(small: Any) -> None:
         inputs = _inputs(model_class(small).eval(), whole=True)
@@ -149,9 +155,13 @@ def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
             return shrink(config, functools.partial(fields, whole=whole)), found[0], whole
         except MutransferError as error:
             failure = failure or error
-    _refuse_unbuildable(model_class, config)
+    entries = _entries(model_class, config)
     with suppress(ShapeError):
         return shrink(config, layers, ATTEMPTS[:1]), found[0], True
+    if entries < MOST_ENTRIES:
+        with suppress(MutransferError):
+            layers(config)
+            return Shrunk(config, Sizes(), ()), found[0], True
     raise failure or ShapeError("not shrunk")
 
 
@@ -160,6 +170,18 @@ def _widths(model_class: Any, config: Any, whole: bool) -> Widths:
     discover_widths(config, model_class)
     inputs = _inputs(model_class(config).eval(), whole=whole)
     return discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
+
+
+def _refuse_partly_wider(make: Callable[[int], nn.Module], whole: bool) -> None:
+    """Raises ShapeError where a model twice as wide takes neither the same nor what is twice as large: a size that its
+    code holds has stayed."""
+    wide = make(2)
+    own = _inputs(make(1), whole=whole)
+    with suppress(Exception):  # whatever a foreign forward pass raises
+        _forward(wide, own)
+        return
+    if not inputs_follow(own, lambda: _inputs(wide, whole=whole), lambda given: _forward(wide, given)):
+        raise ShapeError("Some sizes do not follow the fields of its config that are widths.")
 
 
 def _inputs(model: nn.Module, *, whole: bool) -> dict[str, Any]:
@@ -171,10 +193,12 @@ def _forward(model: nn.Module, given: dict[str, Any]) -> object:
         return model(**given)
 
 
-def _refuse_unbuildable(model_class: Any, config: Any) -> None:
-    """Raises NotBuiltError where the default config itself does not build, which is not the shrinker's fault."""
+def _entries(model_class: Any, config: Any) -> int:
+    """Of all parameters of the default config's model. Raises NotBuiltError where that itself does not build, which is
+    not the shrinker's fault."""
     try:
-        with torch.device("meta"):
-            model_class(config)
+        return sum(
+            torch.Size(shape).numel() for shape in shapes_of(without_memory(lambda: model_class(config))).values()
+        )
     except Exception as error:
         raise NotBuiltError(f"its default config does not build: {type(error).__name__}: {error}") from error
