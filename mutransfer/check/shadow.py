@@ -239,12 +239,14 @@ class ShadowMode(TorchDispatchMode):
     def _fan_ins(
         self, call: Call, operands: Mapping[Operand, Tensor], shares: Mapping[Operand, Mapping[str, Tensor]]
     ) -> dict[str, int]:
-        """Of every parameter that is contracted here, or was before; of a vector, which all goes into one sum, none."""
+        """Of every parameter that is contracted here, or was before; of a vector, which all goes into one sum, none,
+        nor of rows that were gathered, which stand for an activation."""
         most: dict[str, int] = {}
         for operand, by_parameter in shares.items():
-            here, before = fan_in(call, operand, operands[operand]), self._made[storage(operands[operand])].fan_ins
+            made = self._made[storage(operands[operand])]
+            here = 1 if made.lookup else fan_in(call, operand, operands[operand])
             for name in by_parameter:
-                most[name] = max(most.get(name, 1), here, before.get(name, 1))
+                most[name] = max(most.get(name, 1), here, made.fan_ins.get(name, 1))
         return {name: number for name, number in most.items() if 1 < number < self._entries[name]}
 
     def _is_constant(self, tensor: Tensor) -> bool:

@@ -272,3 +272,26 @@ def test_an_lstm_hides_neither_its_own_weights_nor_what_comes_after(x):
     assert found["readout.weight"] == [pytest.approx(rms(hidden @ (model.readout.weight - before["readout.weight"]).T))]
     change = model.cells.weight_ih_l0 - before["cells.weight_ih_l0"]
     assert found["cells.weight_ih_l0"] == [pytest.approx(rms(x @ change.T))]
+
+
+class Relative(nn.Module):
+    """A projection of sinusoids, which no input reaches, added to the scores of an attention (Transformer-XL)."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.latent, self.project = nn.Embedding(3, DIM), nn.Parameter(torch.ones(DIM)), nn.Linear(DIM, DIM)
+        self.register_buffer("sinusoids", torch.arange(4 * DIM).view(4, DIM).sin())
+        self.register_buffer("row", torch.tensor([1]))
+
+    def forward(self, x):
+        constant = self.project(self.sinusoids + self.latent + self.table(self.row))
+        return x @ constant.T
+
+
+def test_weight_that_meets_constants_first_contracts_them_and_what_stands_for_an_activation_there_does_not():
+    torch.manual_seed(0)
+    x = torch.randn(2, DIM)
+    snapshot = measure(Relative(), lambda model: model(x))
+    sizes = {use.parameter: (use.fan_in, use.fan_out) for use in snapshot.uses}
+    assert sizes["project.weight"] == (DIM, 4 * DIM)  # four rows of its outputs
+    assert sizes["table.weight"] == sizes["latent"] == (DIM, 4)  # each row is contracted with x
