@@ -60,6 +60,11 @@ class _Product:
     whole: Callable[[Tensor], Tensor]
     alone: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def has_few_inputs(self) -> bool:
+        """Known without running it where every vector of the input makes one of the result."""
+        return self.across == -1 and self.inputs.numel() <= TOKENS * self.inputs.shape[-1]
+
 
 class FewPositions(TorchFunctionMode):
     """While it is entered, the gradient of every weight comes from the positions that its first one chose.
@@ -110,21 +115,31 @@ class FewPositions(TorchFunctionMode):
         return out
 
     def _run(self, product: _Product, key: Key) -> Tensor:
-        self.here = None if torch.is_grad_enabled() else self._chosen.get(key)
+        if torch.is_grad_enabled():
+            return self._learning(product, key)
+        self.here = self._chosen.get(key)
         out = product.whole(product.weight)
         self.here = None
-        learned = product.inputs.requires_grad and product.weight.requires_grad and torch.is_grad_enabled()
-        if not learned or out.numel() // max(out.shape[product.across], 1) <= TOKENS:
-            return out
+        return out
+
+    def _learning(self, product: _Product, key: Key) -> Tensor:
+        """The call's result, to the last bit: the weight's gradient comes by way of a difference that is zero."""
+        learned = product.inputs.requires_grad and product.weight.requires_grad
+        if not learned or product.has_few_inputs:
+            return product.whole(product.weight)
+        out = product.whole(product.weight.detach())
+        if out.numel() // max(out.shape[product.across], 1) <= TOKENS:
+            return product.whole(product.weight)
         own = product.alone(product.inputs.detach(), product.weight)
         own.register_hook(partial(self._at_few, key, product.across))
-        return product.whole(product.weight.detach()) + (own - own.detach())
+        return out + (own - own.detach())
 
     def _at_few(self, key: Key, across: int, gradient: Tensor) -> Tensor:
-        sizes = rows_of(gradient, across).norm(dim=-1)
         if key not in self._chosen:
+            sizes = rows_of(gradient, across).norm(dim=-1)
             self._chosen[key] = Chosen(len(sizes), sizes.topk(TOKENS).indices)
-        kept = torch.zeros_like(sizes).index_fill(0, self._chosen[key].rows, 1.0)
+        chosen = self._chosen[key]
+        kept = gradient.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
         return gradient * kept.view(gradient.movedim(across, -1).shape[:-1]).unsqueeze(across)
 
 

@@ -141,9 +141,7 @@ def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
     found: list[Wider] = []
 
     def fields(small: Any, whole: bool) -> None:
-        wider = by_fields(_widths(model_class, small, whole), model_class)
-        _refuse_partly_wider(lambda k: wider.build(wider.at(small, k), k).eval(), whole)
-        found[:] = [wider]
+        found[:] = [by_fields(_widths(model_class, small, whole), model_class)]
 
     def layers(small: Any) -> None:
         inputs = _inputs(model_class(small).eval(), whole=True)
@@ -166,22 +164,18 @@ def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
 
 
 def _widths(model_class: Any, config: Any, whole: bool) -> Widths:
-    """What makes a small model wider so that it still takes its inputs; raises where it has none."""
+    """What makes a small model wider so that it still takes its inputs, or what is twice as large; raises where it has
+    none, as where a size that its code holds stays."""
     discover_widths(config, model_class)
     inputs = _inputs(model_class(config).eval(), whole=whole)
-    return discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
-
-
-def _refuse_partly_wider(make: Callable[[int], nn.Module], whole: bool) -> None:
-    """Raises ShapeError where a model twice as wide takes neither the same nor what is twice as large: a size that its
-    code holds has stayed."""
-    wide = make(2)
-    own = _inputs(make(1), whole=whole)
+    widths = discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
+    wide = model_class(widths.at(config, 2)).eval()
     with suppress(Exception):  # whatever a foreign forward pass raises
-        _forward(wide, own)
-        return
-    if not inputs_follow(own, lambda: _inputs(wide, whole=whole), lambda given: _forward(wide, given)):
-        raise ShapeError("Some sizes do not follow the fields of its config that are widths.")
+        _forward(wide, inputs)
+        return widths
+    if inputs_follow(inputs, lambda: _inputs(wide, whole=whole), lambda given: _forward(wide, given)):
+        return widths
+    raise ShapeError("Some sizes do not follow the fields of its config that are widths.")
 
 
 def _inputs(model: nn.Module, *, whole: bool) -> dict[str, Any]:
