@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mutransfer.check.axes import Runs
+from mutransfer.check.axes import AxisName, Runs
 from mutransfer.check.batches import Batches, Given, Loss, default_loss
 from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.grid import Grid
@@ -167,7 +167,7 @@ def coord_check(
         seeds=len(first),
         steps=steps,
         batch=first[0].batch,
-        positions=_positions(runs),
+        positions=_positions(runs, setup.axis.name),
         slopes=(*judged.found.slopes, *activation_slopes(runs, setup.axis)),
         softmax=tuple(judged.found.softmax),
         groups=tuple(judged.found.settings),
@@ -187,11 +187,12 @@ def coord_check(
     return report
 
 
-def _positions(runs: Runs) -> int:
-    """The most vectors that a weight learns from of which the fan-in grows."""
+def _positions(runs: Runs, axis: AxisName) -> int:
+    """The most vectors that a weight learns from; in width only of those whose fan-in grows, which alone align less."""
     small, large = (runs[size][0].later[-1].uses for size in (min(runs), max(runs)))
     fan_ins = {use.key: use.fan_in for use in small}
-    return max((use.positions for use in large if use.fan_in > fan_ins.get(use.key, use.fan_in)), default=0)
+    counted = (use for use in large if axis == "depth" or use.fan_in > fan_ins.get(use.key, use.fan_in))
+    return max((use.positions for use in counted), default=0)
 
 
 def _said(base: Any) -> int | dict[str, int] | str | None:

@@ -42,7 +42,7 @@ class CoordReport:
         doubt: why a check that finds nothing wrong cannot vouch that all is right; empty where it can.
         parameterization, source, optimizer, lr, lr_from, widths, depths, seeds, steps, batch: what was run.
         axis: "width" or "depth", whichever of the two varies.
-        positions: the most vectors that a weight whose fan-in grows learns from in one step.
+        positions: the most vectors that a weight learns from in one step, in width one whose fan-in grows.
         slopes: per parameter use (judged) and per module, attention site and residual sum (for the plot).
         softmax: effective softmax scales, where head_dim grows.
         groups: eps and weight decay in the optimizer's groups, at the largest size over the smallest.

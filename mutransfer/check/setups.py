@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +25,7 @@ from mutransfer.check.subjects import (
 from mutransfer.convert import Plan
 from mutransfer.convert import plan as make_plan
 from mutransfer.errors import RoleError
+from mutransfer.planning.fields import HeadScaling
 from mutransfer.planning.templates import Templates
 from mutransfer.rules.depth import COMPLETEP
 from mutransfer.rules.table import Parameterization, Role
@@ -137,7 +138,7 @@ def width_setup(given: Any, asked: Asked) -> Setup:
     return setup(subject, control, base=base, notes=notes, same_values=asked.kept)
 
 
-def depth_width(given: Any, scale: Literal["heads", "head_dim"]) -> int:
+def depth_width(given: Any, scale: HeadScaling) -> int:
     """The one width of a depth check that is given none: the config's own, if there is a config."""
     return deep_builder(given, scale)[1] or DEPTH_WIDTH
 

@@ -183,8 +183,11 @@ class ShadowMode(TorchDispatchMode):
 
     def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
         """A weight's contribution at the positions that count, (positions, features); None where all do."""
-        here, rows = self._here(), rows_of(own, features_dim(call, operand))
-        return rows[here.rows] if here is not None and len(rows) == here.of else None
+        here = self._here()
+        if here is None:
+            return None
+        rows = rows_of(own, features_dim(call, operand))
+        return rows[here.rows] if len(rows) == here.of else None
 
     def _place(
         self,
