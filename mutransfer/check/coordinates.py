@@ -47,7 +47,7 @@ def coord_check(
     parameterization: str | Parameterization = "mup",
     optimizer: str = "adamw",
     lr: float | None = None,
-    steps: int = 4,
+    steps: int = 3,
     seeds: int = 8,
     base: int | Any | None = None,
     base_depth: int | Mapping[str, int] | None = None,
@@ -69,7 +69,7 @@ def coord_check(
     The exponent of a tensor is the slope, against log2 size, of log2 RMS of multiplier * (W_t - W_0) x_t, its own
     contribution as it enters what follows. In width it is 0 in everything that transfers; in depth tensors are pooled
     over the blocks, and it is what their place in the residual stack says. At init it is multiplier * W_0 x_0. A few
-    seeded tokens a step, one repeated batch per seed, the mean over steps 2, 3, ...: small, fast and sharp. Of larger
+    seeded tokens a step, one repeated batch per seed, measured after the last step: small, fast and sharp. Of larger
     batches, and of images and sound, a weight learns from the 8 positions with the largest gradients, see
     `mutransfer.check.few`.
 
@@ -90,7 +90,8 @@ def coord_check(
         optimizer: a name in `mutransfer.OPTIMIZERS`.
         lr: at the base; by default 2^-7 / width for Adam-like optimizers (2^-13 at width 64), 2^-6 for SGD. The width
             is the base's, where `base` is one, or else the smallest.
-        steps: optimizer steps per run; the first is not counted.
+        steps: optimizer steps per run. The change of the first alone is noise (the seeds' standard deviation is 0.5
+            octaves, not 0.04), and what lies before a readout and a branch that begin at zero first moves in the third.
         seeds: runs per size; more are added while the verdict is undecided, up to 4 times as many.
         base, base_depth: as in `mutransfer.parameterize`; by default the smallest width and depth.
         batches: one batch per seed, or seed -> batch; by default 8 seeded tokens, 8 vectors, or one image.
@@ -189,7 +190,7 @@ def coord_check(
 
 def _positions(runs: Runs, axis: AxisName) -> int:
     """The most vectors that a weight learns from; in width only of those whose fan-in grows, which alone align less."""
-    small, large = (runs[size][0].later[-1].uses for size in (min(runs), max(runs)))
+    small, large = (runs[size][0].last.uses for size in (min(runs), max(runs)))
     fan_ins = {use.key: use.fan_in for use in small}
     counted = (use for use in large if axis == "depth" or use.fan_in > fan_ins.get(use.key, use.fan_in))
     return max((use.positions for use in counted), default=0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,22 +48,52 @@ class _Product:
     """A call that applies a weight to an activation.
 
     Attributes:
-        inputs, weight: the two.
+        inputs, weight, bias: what it takes; without a bias, None.
         across: the dimension of the result that holds the weight's outputs.
-        whole: weight -> the call's result with it.
-        alone: inputs, weight -> their product, without what is added to it.
+        call: the three -> its result.
     """
 
     inputs: Tensor
     weight: Tensor
+    bias: Tensor | None
     across: int
-    whole: Callable[[Tensor], Tensor]
-    alone: Callable[[Tensor, Tensor], Tensor]
+    call: Callable[..., Tensor]
 
     @property
-    def has_few_inputs(self) -> bool:
+    def result(self) -> Tensor:
+        return self.call(self.inputs, self.weight, self.bias)
+
+    @property
+    def has_few_positions(self) -> bool:
         """Known without running it where every vector of the input makes one of the result."""
         return self.across == -1 and self.inputs.numel() <= TOKENS * self.inputs.shape[-1]
+
+
+class _Learned(torch.autograd.Function):
+    """A product whose weight has the gradient of another signal than its inputs and its bias have."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        product: _Product,
+        at_few: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (inputs, weight, bias)]
+        with torch.enable_grad():
+            ctx.out = product.call(*leaves)
+        ctx.leaves, ctx.at_few = leaves, at_few
+        return cast(Tensor, ctx.out.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Tensor) -> Any:
+        inputs, weight, bias = ctx.leaves
+        rest = [t for t in (inputs, bias) if t is not None and t.requires_grad]
+        whole = dict(zip(map(id, rest), torch.autograd.grad(ctx.out, rest, signals[0], retain_graph=True), strict=True))
+        (own,) = torch.autograd.grad(ctx.out, weight, ctx.at_few(signals[0]))
+        return whole[id(inputs)], own, whole.get(id(bias)), None, None
 
 
 class FewPositions(TorchFunctionMode):
@@ -116,31 +146,26 @@ class FewPositions(TorchFunctionMode):
 
     def _run(self, product: _Product, key: Key) -> Tensor:
         if torch.is_grad_enabled():
-            return self._learning(product, key)
+            learned = product.inputs.requires_grad and product.weight.requires_grad
+            if not learned or product.has_few_positions:
+                return product.result
+            tensors = product.inputs, product.weight, product.bias
+            return cast(Tensor, _Learned.apply(*tensors, product, partial(self._at_few, key, product.across)))  # type: ignore[no-untyped-call]
         self.here = self._chosen.get(key)
-        out = product.whole(product.weight)
+        out = product.result
         self.here = None
         return out
 
-    def _learning(self, product: _Product, key: Key) -> Tensor:
-        """The call's result, to the last bit: the weight's gradient comes by way of a difference that is zero."""
-        learned = product.inputs.requires_grad and product.weight.requires_grad
-        if not learned or product.has_few_inputs:
-            return product.whole(product.weight)
-        out = product.whole(product.weight.detach())
-        if out.numel() // max(out.shape[product.across], 1) <= TOKENS:
-            return product.whole(product.weight)
-        own = product.alone(product.inputs.detach(), product.weight)
-        own.register_hook(partial(self._at_few, key, product.across))
-        return out + (own - own.detach())
-
-    def _at_few(self, key: Key, across: int, gradient: Tensor) -> Tensor:
+    def _at_few(self, key: Key, across: int, signal: Tensor) -> Tensor:
+        """The gradient of a result, at the positions that count alone."""
+        rows = rows_of(signal, across)
+        if len(rows) <= TOKENS:
+            return signal
         if key not in self._chosen:
-            sizes = rows_of(gradient, across).norm(dim=-1)
-            self._chosen[key] = Chosen(len(sizes), sizes.topk(TOKENS).indices)
+            self._chosen[key] = Chosen(len(rows), rows.norm(dim=-1).topk(TOKENS).indices)
         chosen = self._chosen[key]
-        kept = gradient.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
-        return gradient * kept.view(gradient.movedim(across, -1).shape[:-1]).unsqueeze(across)
+        kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
+        return signal * kept.view(signal.movedim(across, -1).shape[:-1]).unsqueeze(across)
 
 
 def rows_of(out: Tensor, across: int) -> Tensor:
@@ -151,23 +176,15 @@ def rows_of(out: Tensor, across: int) -> Tensor:
 def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Product | None:
     """How a call is one of a weight and an activation, as (..., features) or (batch, channels, ...); else None."""
     if func in _PRODUCTS and len(args) == 2 and not kwargs:
-        return _checked(_Product(*args, -1, lambda weight: func(args[0], weight), func))
+        return _checked(_Product(*args, None, -1, lambda inputs, weight, _: func(inputs, weight)))
     if func is torch.addmm and len(args) == 3 and not kwargs:
-        return _checked(_Product(*args[1:], -1, lambda weight: func(*args[:2], weight), torch.mm))
+        return _checked(_Product(*args[1:], args[0], -1, lambda inputs, weight, bias: func(bias, inputs, weight)))
     if func is not F.linear and func not in _CONVOLUTIONS:
         return None
     named = dict(zip(_WITH_BIAS, args, strict=False)) | kwargs
     inputs, weight, bias = named.pop("input"), named.pop("weight"), named.pop("bias", None)
-    rest = args[len(_WITH_BIAS) :]
-    return _checked(
-        _Product(
-            inputs,
-            weight,
-            1 if func in _CONVOLUTIONS else -1,
-            lambda weight: func(inputs, weight, bias, *rest, **named),
-            lambda inputs, weight: func(inputs, weight, None, *rest, **named),
-        )
-    )
+    rest, across = args[len(_WITH_BIAS) :], 1 if func in _CONVOLUTIONS else -1
+    return _checked(_Product(inputs, weight, bias, across, lambda *tensors: func(*tensors, *rest, **named)))
 
 
 def _checked(product: _Product) -> _Product | None:

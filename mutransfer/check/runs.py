@@ -1,9 +1,9 @@
-"""One short training run of one size and seed, measured at init and after its last steps."""
+"""One short training run of one size and seed, measured at init and after its last step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,6 @@ from mutransfer.check.measure import InRows, Snapshot, measure
 from mutransfer.errors import ConfigError
 from mutransfer.train.precision import Precision, find_precision
 
-FIRST_STEP = 2
-"""The first step that counts: the change of step 1 alone is noise."""
 FP32 = find_precision("fp32")
 NO_GRADIENT = 1e-6
 """A gradient this much smaller than the model's typical one is zero by symmetry and rounding."""
@@ -61,7 +59,7 @@ class Training:
     """How every run trains.
 
     Attributes:
-        steps: optimizer steps; those from the second on are averaged.
+        steps: optimizer steps, after the last of which it is measured.
         batch: (model, size, seed) -> the batch that the run repeats.
         loss: (model, batch) -> scalar.
         precision: of the training steps; measurements are in float32.
@@ -78,7 +76,7 @@ class Run:
     """What one run showed.
 
     Attributes:
-        init, later: at init, and after each step that counts.
+        init, last: at init, and after the last step.
         without_gradient: parameters whose gradient is zero by symmetry.
         frozen: parameters that are not trained.
         trained: the others, those whose gradient is not zero.
@@ -88,7 +86,7 @@ class Run:
     """
 
     init: Snapshot
-    later: Sequence[Snapshot]
+    last: Snapshot
     without_gradient: frozenset[str]
     frozen: frozenset[str]
     trained: frozenset[str]
@@ -118,18 +116,17 @@ def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
         few = FewPositions(model)
         init = measure(model, lambda m: training.loss(m, batch), in_rows=rows, few=few)
-        later, gradients = [], dict.fromkeys(start, 0.0)
+        gradients = dict.fromkeys(start, 0.0)
         for step in range(1, training.steps + 1):
             for name, ratio in _step(model, optimizer, batch, training, step, few).items():
                 gradients[name] = max(gradients[name], ratio)
-            if step >= min(FIRST_STEP, training.steps):
-                later.append(measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows, few=few))
+        last = measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows, few=few)
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
         factors = subject.carried(size), rows
-        return Run(init, later, still, frozen, trained, *factors, described(batch), type(model).__name__)
+        return Run(init, last, still, frozen, trained, *factors, described(batch), type(model).__name__)
 
 
 def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snapshot:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -186,14 +186,14 @@ def _first_contributions(run: Run, pool: Pool) -> dict[tuple[Kind, Key], float]:
 
 
 def log_sizes_of(run: Run) -> dict[tuple[Kind, Use], float]:
-    """log2 RMS at init, and its mean over the later steps; what a parameter carries for another is divided out."""
+    """log2 RMS at init and after the last step; what a parameter carries for another is divided out."""
     carried = {name: math.log2(factor) for name, factor in run.carried.items()}
-    later = [{use.key: use.size for use in snapshot.uses} for snapshot in run.later]
+    last = {use.key: use.size for use in run.last.uses}
     sizes: dict[tuple[Kind, Use], float] = {}
     for use in run.init.uses:
         own = carried.get(use.parameter, 0.0)
         sizes["init", use] = _log2(use.size) - own
-        sizes["change", use] = _mean_log2(step.get(use.key) for step in later) - own
+        sizes["change", use] = _log2(last.get(use.key)) - own
     return sizes
 
 
@@ -202,7 +202,7 @@ def _activations(run: Run, axis: Axis) -> dict[tuple[Kind, Site], float]:
     for site, size in run.init.sizes.items():
         pooled = _pooled_site(site, axis)
         readings.setdefault(("init", pooled), []).append(_log2(size))
-        readings.setdefault(("change", pooled), []).append(_mean_log2(later.moved.get(site) for later in run.later))
+        readings.setdefault(("change", pooled), []).append(_log2(run.last.moved.get(site)))
     return {key: _mean_of_seen(sizes) for key, sizes in readings.items()}
 
 
@@ -210,11 +210,6 @@ def _mean_of_seen(log_sizes: Sequence[float]) -> float:
     """A block that a batch does not reach (an expert without a token) says nothing of its template."""
     seen = [size for size in log_sizes if math.isfinite(size)]
     return sum(seen) / len(seen) if seen else -math.inf
-
-
-def _mean_log2(sizes: Iterable[float | None]) -> float:
-    logs = [_log2(size) for size in sizes]
-    return sum(logs) / len(logs)
 
 
 def _log2(size: float | None) -> float:
