@@ -127,13 +127,13 @@ def coord_check(
         base_depth,
         {
             "optimizer": optimizer,
-            "example_inputs": example_inputs,
             "scale": scale,
             "roles": roles,
             "form": form,
             "init": init,
             "hyperparameters": hyperparameters,
         },
+        example_inputs,
         make_optimizer,
     )
     batch = Batches(batches, example_inputs).of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -12,10 +12,10 @@ from torch import nn
 from mutransfer.check.axes import Axis, DepthAxis, WidthAxis
 from mutransfer.check.builds import BuildDeep, builder, deep_builder
 from mutransfer.check.embedding import branches_over_stream
+from mutransfer.check.plans import Plans
 from mutransfer.check.runs import Subject, Training, at_init
 from mutransfer.check.subjects import (
     MakeOptimizer,
-    cached_plans,
     converted,
     growing_lr,
     handwritten,
@@ -23,9 +23,11 @@ from mutransfer.check.subjects import (
     one_lr,
 )
 from mutransfer.convert import Plan
-from mutransfer.convert import plan as make_plan
+from mutransfer.convert.parameterize import observe_for
 from mutransfer.errors import RoleError
 from mutransfer.planning.fields import HeadScaling
+from mutransfer.planning.observe import Observed
+from mutransfer.planning.options import Options
 from mutransfer.planning.templates import Templates
 from mutransfer.rules.depth import COMPLETEP
 from mutransfer.rules.table import Parameterization, Role
@@ -45,7 +47,8 @@ class Asked:
         table, lr: the parameterization, and the lr at the base.
         widths, depths: one of the two varies; where it is the depths, there is one width.
         base, base_depth: see `coord_check`.
-        options: of `mutransfer.plan`: optimizer, form, init, scale, roles, hyperparameters, example_inputs.
+        options: of `mutransfer.plan`: optimizer, form, init, scale, roles, hyperparameters.
+        example_inputs: see `mutransfer.plan`.
         make_optimizer: of hand-written code.
     """
 
@@ -56,6 +59,7 @@ class Asked:
     base: Any
     base_depth: Any
     options: Mapping[str, Any]
+    example_inputs: Any
     make_optimizer: MakeOptimizer | None
 
     @property
@@ -81,7 +85,7 @@ class Asked:
     @property
     def plain_options(self) -> dict[str, Any]:
         kept = {"init": "keep"} if self.kept else {}
-        return {name: self.width_options[name] for name in ("optimizer", "example_inputs", "scale", "roles")} | kept
+        return {name: self.width_options[name] for name in ("optimizer", "scale", "roles")} | kept
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,11 @@ def width_setup(given: Any, asked: Asked) -> Setup:
         control = one_lr(build, asked.lr, asked.options["optimizer"])
         return setup(subject, control, same_values=True)
 
-    def plans(table: Parameterization, options: Mapping[str, Any]) -> Callable[[int], Plan]:
-        return cached_plans(build, lambda _, m: make_plan(m, table, base=base, factory=build, **options))
+    def observe(_: int, model: nn.Module, options: Options) -> Observed:
+        return observe_for(model, options, base, factory=build, example_inputs=asked.example_inputs)
 
-    own, sp = plans(asked.width_only, asked.width_options), plans(PARAMETERIZATIONS["sp"], asked.plain_options)
+    plans = Plans(build, observe)
+    own, sp = plans.by(asked.width_only, asked.width_options), plans.by(PARAMETERIZATIONS["sp"], asked.plain_options)
     subject, control = converted(asked.table.name, build, own, asked.lr), converted("sp", build, sp, asked.lr)
     notes = own(asked.widths[-1]).notes
     return setup(subject, control, base=base, notes=notes, same_values=asked.kept)
@@ -168,22 +173,22 @@ class _Models:
         assert asked.make_optimizer is not None
         subject = handwritten(asked.table.name, self._build, asked.make_optimizer)
         control = growing_lr(subject, "depth", asked.depths[0])
-        axis = self._axis(self._plans(self._deep_table, {**asked.plain_options, "init": "keep"}))
+        axis = self._axis(self._plans.by(self._deep_table, {**asked.plain_options, "init": "keep"}))
         return Setup(axis, asked.depths, subject, control, (self.width,), asked.depths)
 
     def converted(self, training: Training) -> Setup:
         asked = self.asked
         deepens = asked.table.depth is not None
         options = asked.options if deepens else asked.width_options
-        plans = self._plans(asked.table, options)
-        axis = self._axis(plans if deepens else self._plans(self._deep_table, asked.plain_options))
+        plans = self._plans.by(asked.table, options)
+        axis = self._axis(plans if deepens else self._plans.by(self._deep_table, asked.plain_options))
         subject = self._subject(asked.table.name, plans)
         raised, notes = self._raised(subject, axis, training)
         if raised:
             own = dict(options["hyperparameters"] or {}) | raised
-            plans = self._plans(asked.table, {**options, "hyperparameters": own})
+            plans = self._plans.by(asked.table, {**options, "hyperparameters": own})
             subject = self._subject(asked.table.name, plans)
-        plain = self._plans(asked.width_only, {**asked.plain_options, "hyperparameters": raised})
+        plain = self._plans.by(asked.width_only, {**asked.plain_options, "hyperparameters": raised})
         control = self._subject("no depth rules", plain)
         sizes, notes = ((self.width,), asked.depths), (*notes, *plans(asked.depths[-1]).notes)
         of = self.base, self.base_depth
@@ -198,16 +203,17 @@ class _Models:
     def _build(self, depth: int) -> nn.Module:
         return self.deep(self.width, depth)
 
-    def _plans(self, table: Parameterization, options: Mapping[str, Any]) -> Callable[[int], Plan]:
+    @cached_property
+    def _plans(self) -> Plans:
         """A table of widths only takes a base of the model's own depth."""
 
-        def plan(depth: int, model: nn.Module) -> Plan:
-            if table.depth is None:
-                return make_plan(model, table, base=self.base, factory=lambda w: self.deep(w, depth), **options)
-            sizes: dict[str, Any] = {"base": self.base, "base_depth": self.base_depth, "factory": self.deep}
-            return make_plan(model, table, **sizes, **options)
+        def observe(depth: int, model: nn.Module, options: Options) -> Observed:
+            of: dict[str, Any] = {"factory": self.deep, "base_depth": self.base_depth}
+            if options.table.depth is None:
+                of = {"factory": lambda width: self.deep(width, depth)}
+            return observe_for(model, options, self.base, example_inputs=self.asked.example_inputs, **of)
 
-        return cached_plans(self._build, plan)
+        return Plans(self._build, observe)
 
     def _subject(self, name: str, plans: Callable[[int], Plan]) -> Subject:
         return converted(name, self._build, plans, self.asked.lr)
@@ -236,7 +242,7 @@ class _Models:
         raised = {"embedding_mult": own * ratio}
         why = f"at the base the branches together are {ratio:.3g} times the stream that they are added to"
         try:
-            self._plans(asked.width_only, {**asked.plain_options, "hyperparameters": raised})(asked.depths[0])
+            self._plans.by(asked.width_only, {**asked.plain_options, "hyperparameters": raised})(asked.depths[0])
         except RoleError as error:
             return {}, (f"{why}, and the embedding cannot be raised: {error}",)
         return raised, (f"{why}, so that the embedding is raised: embedding_mult is {own * ratio:.3g}",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,17 +23,6 @@ from mutransfer.rules.optimizers import find_optimizer
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
 DECAY = 0.1
 """Of the groups that are read, never of those that train: any number shows the ratios."""
-
-
-def cached_plans(build: Build, plan: Callable[[int, nn.Module], Plan]) -> Callable[[int], Plan]:
-    """size -> the plan of a model of that size, which serves all seeds. The caller's random state is untouched."""
-
-    @cache
-    def plan_of(size: int) -> Plan:
-        with torch.random.fork_rng():
-            return plan(size, build(size))
-
-    return plan_of
 
 
 def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float) -> Subject:

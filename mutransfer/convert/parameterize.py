@@ -20,7 +20,8 @@ from mutransfer.errors import AlreadyParameterizedError, ConfigError
 from mutransfer.planning.base import BaseSpec
 from mutransfer.planning.bsh import is_bsh, width_of_bsh
 from mutransfer.planning.data import Form, Init, PlanData
-from mutransfer.planning.options import make_options
+from mutransfer.planning.observe import Observed, observe
+from mutransfer.planning.options import Options, make_options
 from mutransfer.planning.resolve import resolve
 from mutransfer.rules.table import Parameterization
 
@@ -101,13 +102,6 @@ def plan(
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan that `parameterize` would apply; nothing is changed. Arguments and errors are the same."""
-    refuse_parameterized(model)
-    refuse_wrapped(model, "Parameterize", sharded=_SHARDED)
-    if base is None:
-        raise ConfigError(
-            "base= is missing, the size at which the hyperparameters hold: give a width (with factory=, or for a model "
-            "with a config of its own), a dict of config fields, a model of that size, or the path of a saved plan."
-        )
     options = make_options(
         parameterization,
         optimizer,
@@ -118,9 +112,29 @@ def plan(
         hyperparameters=hyperparameters,
         strict=strict,
     )
+    of = {"base_depth": base_depth, "factory": factory, "example_inputs": example_inputs}
+    return plan_of(observe_for(model, options, base, **of), options)
+
+
+def observe_for(
+    model: nn.Module, options: Options, base: BaseSpec | None, *, factory: Callable[..., nn.Module] | None, **of: Any
+) -> Observed:
+    """See `mutransfer.planning.observe.observe`; what cannot be parameterized is refused."""
+    refuse_parameterized(model)
+    refuse_wrapped(model, "Parameterize", sharded=_SHARDED)
+    if base is None:
+        raise ConfigError(
+            "base= is missing, the size at which the hyperparameters hold: give a width (with factory=, or for a model "
+            "with a config of its own), a dict of config fields, a model of that size, or the path of a saved plan."
+        )
     if is_bsh(base):
-        base = width_of_bsh(model, base, factory=factory, depth=base_depth, scale=scale)
-    made = resolve(model, options, base, base_depth=base_depth, factory=factory, example_inputs=example_inputs)
+        base = width_of_bsh(model, base, factory=factory, depth=of.get("base_depth"), scale=options.scale)
+    return observe(model, options, base, factory=factory, **of)
+
+
+def plan_of(seen: Observed, options: Options) -> Plan:
+    """The plan of a model that was observed for such options."""
+    made = resolve(seen, options)
     return Plan(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
 
 

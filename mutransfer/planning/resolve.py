@@ -4,86 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
-from mutransfer.errors import ConfigError, MutransferError, RoleError, RuleError, few
+from mutransfer.errors import ConfigError, RoleError, few
 from mutransfer.planning.attention import AttentionResult, plan_attention
-from mutransfer.planning.base import Base, BaseSpec, read_base
+from mutransfer.planning.base import Base
 from mutransfer.planning.data import ParamPlan, PlanData
 from mutransfer.planning.depth import Factors, plan_depth
 from mutransfer.planning.forward import Forward, compare_forward, forward_of, names_of
 from mutransfer.planning.hyperparameters import check_patterns
 from mutransfer.planning.laws import Law
+from mutransfer.planning.observe import Observed
 from mutransfer.planning.ops import Trace
 from mutransfer.planning.options import Options
-from mutransfer.planning.parts import with_uses_of_parts
 from mutransfer.planning.placement import Branches, Placement, place_multipliers
 from mutransfer.planning.roles import GIVEN, NOT_REACHED, Assignment, assign_roles
 from mutransfer.planning.sites import attention_sites
 from mutransfer.planning.stacks import block_kinds, block_of
 from mutransfer.planning.trace import evaluating
-from mutransfer.planning.trace_base import BaseTrace, trace_base, trace_model
+from mutransfer.planning.trace_base import BaseTrace
 from mutransfer.planning.untouched import untouched_rng
 from mutransfer.rules.table import Parameterization, Role, Row
 
 
-def resolve(
-    model: nn.Module,
-    options: Options,
-    base: BaseSpec,
-    *,
-    base_depth: int | Mapping[str, int] | None = None,
-    factory: Callable[..., nn.Module] | None = None,
-    example_inputs: Any = None,
-) -> PlanData:
-    """The plan of a model. See `mutransfer.parameterize` for the arguments."""
-    _refuse_wrong_depth(options, base, base_depth)
-    if options.table.kind == "absolute":
-        raise RuleError(f"{options.table.name!r} is absolute and takes no base.")
-    with untouched_rng():
-        need_laws = options.init != "table"
-        known = read_base(model, base, factory=factory, depth=base_depth, scale=options.scale, need_laws=need_laws)
-        with evaluating(model, options.table.depth is not None):
-            by_config = options.scale == "head_dim" and isinstance(base, int) and factory is None
-            return _resolve(model, options, known, example_inputs, by_config=by_config)
+def resolve(seen: Observed, options: Options) -> PlanData:
+    """The plan of a model that was observed for such options. See `mutransfer.parameterize` for the errors."""
+    with untouched_rng(), evaluating(seen.model, options.table.depth is not None):
+        return _resolve(seen, options)
 
 
-def _refuse_wrong_depth(options: Options, base: BaseSpec, base_depth: Any) -> None:
-    name = options.table.name
-    if options.table.depth is None and base_depth is not None:
-        raise RuleError(
-            f"base_depth= is for tables with depth rules, and {name!r} is one of widths only. Leave it out."
-        )
-    if options.table.depth is not None and isinstance(base, int) and base_depth is None:
-        raise RuleError(
-            f"{name!r} has rules for depth, and base={base} is a width alone. Give base_depth= too, the base's number "
-            "of blocks, or base= as a model or as config fields, whose depth is known."
-        )
-
-
-def _resolve(
-    model: nn.Module,
-    options: Options,
-    known: Base,
-    example_inputs: Any,
-    *,
-    by_config: bool,
-) -> PlanData:
-    inputs, found = trace_model(model, example_inputs, known.build)
-    traced = with_uses_of_parts(found, model)
+def _resolve(seen: Observed, options: Options) -> PlanData:
+    model, known, traced, own = seen.model, seen.known, seen.traced, seen.forward
     check_patterns(options.hyperparameters, traced.uses)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     untouched = frozen if options.init == "keep" else set()
     roles = assign_roles(known.dims, traced, options.roles, strict=options.strict, untouched=untouched)
-    own = forward_of(traced)
-    base = _trace_base(known, inputs, own, options)
-    depth = plan_depth(known, model, traced, base, options)
-    at_base, base_notes = _forward_at_base(known, base, own, options)
+    depth = plan_depth(known, model, traced, seen.base, options)
+    at_base, base_notes = _forward_at_base(known, seen.base, own, options)
     _refuse_layer_index(known, (traced, *depth.towers), options)
-    attention = _attention(model, traced, inputs, own, at_base, options, by_config=by_config)
+    attention = _attention(seen, at_base, options)
     corrections, constant_notes = compare_forward(traced, at_base)
     factors = {name: depth.factors(name, options) for name in roles}
     branches = Branches({name: f.multiplier for name, f in factors.items()}, depth.offset)
@@ -136,36 +97,16 @@ def _refuse_normalized(lines: tuple[ParamPlan, ...], traced: Trace) -> None:
             )
 
 
-def _attention(
-    model: nn.Module,
-    traced: Trace,
-    inputs: Any,
-    own: Forward,
-    at_base: Forward,
-    options: Options,
-    *,
-    by_config: bool,
-) -> AttentionResult:
+def _attention(seen: Observed, at_base: Forward, options: Options) -> AttentionResult:
     mult = options.hyperparameters.attn_mult
     if options.init != "keep":
-        return plan_attention(model, traced, inputs, at_base.scales, options.table.attention, mult, by_config=by_config)
-    if own.scales and mult != 1.0:
+        of_model = seen.model, seen.traced, seen.inputs
+        return plan_attention(*of_model, at_base.scales, options.table.attention, mult, by_config=seen.by_config)
+    if seen.forward.scales and mult != 1.0:
         raise ConfigError("attn_mult would change the function of a model whose values are kept (init='keep').")
-    return AttentionResult((), (), ("softmax scales are left as they are (init='keep')",) if own.scales else ())
-
-
-def _trace_base(known: Base, inputs: Any, own: Forward, options: Options) -> BaseTrace | None:
-    """None where the base is a saved plan, or where it takes neither the model's inputs nor any that can be guessed,
-    and no attention or depth rule needs it."""
-    if known.build is None:
-        return None
-    evaluated = options.table.depth is not None
-    try:
-        return trace_base(known.build, inputs, evaluated=evaluated)
-    except MutransferError:
-        if own.scales or evaluated:
-            raise
-    return None
+    return AttentionResult(
+        (), (), ("softmax scales are left as they are (init='keep')",) if seen.forward.scales else ()
+    )
 
 
 def _forward_at_base(
