@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
+from mutransfer.check.flow import union
 from mutransfer.check.runs import Run
 from mutransfer.check.shadow import Key, Use
 from mutransfer.planning.templates import Templates
@@ -40,6 +41,12 @@ class Claim:
         """Where a range is claimed, the exponent in it that is nearest to the measured one; None for no claim."""
         claimed = self.init if kind == "init" else (-math.inf if self.at_most else self.change, self.change)
         return claimed and min(max(measured, claimed[0]), claimed[1])
+
+    def behind_readouts(self) -> Claim:
+        """Of a use that meets the results of readouts alone, such as those of a bottleneck of fixed size in the middle
+        of a model. They begin at n^-1/2 and grow with training to the size of 1, products of two of them from n^-1:
+        what comes behind may be smaller than the law, not larger."""
+        return replace(self, init=None, at_most=True)
 
     def as_sum(self) -> Claim:
         """Of a use in which weights are summed over the size before anything meets them, such as DoRA's norm of a row.
@@ -181,7 +188,19 @@ class Pool:
             if key in large
         }
         sums = {key: claim.as_sum() for key, claim in claims.items() if large[key].summed > small[key].summed}
-        return claims | sums
+        behind = {key: claims[key].behind_readouts() for key in self._behind_readouts(runs, claims)}
+        return claims | sums | behind
+
+    def _behind_readouts(self, runs: Runs, claims: Mapping[Key, Claim]) -> Iterator[Key]:
+        """Uses of which all that they meet is small at init by law, or was made of what is."""
+        small: set[int] = set()
+        for use in runs[min(runs)][0].init.uses:
+            claim = claims.get(self.key(use))
+            behind = not use.origins & ~union(1 << 1 + number for number in small) and use.origins != 0
+            if behind or (use.contracts and claim and claim.init and max(claim.init) < 0):
+                small.add(use.number)
+            if claim and behind:
+                yield self.key(use)
 
 
 def _counts(run: Run) -> dict[str, int]:
