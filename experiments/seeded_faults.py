@@ -36,7 +36,7 @@ from mutransfer.rules.table import Role
 from mutransfer.sweep.trial import environment
 from mutransfer.train.models import build_model
 
-BASE, WIDTHS, LR, DECAY = 64, [64, 128, 256], 2**-8, 0.1
+BASE, WIDTHS, LR, DECAY = 64, [64, 128, 256], 2**-13, 0.1
 FAULTS = ("lr", "init", "eps", "decay", "swapped role", "readout left alone", "doubled multiplier", "lr not folded",
           "attention")  # fmt: skip
 DEPTH_FAULTS = ("branch missed", "branch missed", "lr", "init", "eps", "decay")
