@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,27 @@ class LossNotFiniteError(Exception):
         self.step = step
 
 
+@dataclass(frozen=True)
+class _Fresh:
+    """What trains: a model, its optimizer, the batch that it repeats, and the positions that its weights learn from."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    batch: Any
+    few: FewPositions
+
+    @classmethod
+    def of(cls, subject: Subject, size: int, seed: int, training: Training) -> Self:
+        torch.manual_seed(seed)
+        model, optimizer = subject.make(size)
+        _still(model)
+        return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model))
+
+    def measured(self, training: Training, in_rows: InRows, *before: Any) -> Snapshot:
+        """See `measure`."""
+        return measure(self.model, lambda m: training.loss(m, self.batch), *before, in_rows=in_rows, few=self.few)
+
+
 def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
     """Trains one fresh model for a few steps; the caller's random state is untouched.
 
@@ -111,36 +132,27 @@ def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
         LossNotFiniteError: a loss that is not finite.
     """
     with torch.random.fork_rng(), torch.enable_grad():
-        model, optimizer, batch = _fresh(subject, size, seed, training)
-        rows = subject.in_rows(size)
+        fresh = _Fresh.of(subject, size, seed, training)
+        model, rows = fresh.model, subject.in_rows(size)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        few = FewPositions(model)
-        init = measure(model, lambda m: training.loss(m, batch), in_rows=rows, few=few)
+        init = fresh.measured(training, rows)
         gradients = dict.fromkeys(start, 0.0)
         for step in range(1, training.steps + 1):
-            for name, ratio in _step(model, optimizer, batch, training, step, few).items():
+            for name, ratio in _step(fresh, training, step).items():
                 gradients[name] = max(gradients[name], ratio)
-        last = measure(model, lambda m: training.loss(m, batch), start, init, in_rows=rows, few=few)
+        last = fresh.measured(training, rows, start, init)
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
         factors = subject.carried(size), rows
-        return Run(init, last, still, frozen, trained, *factors, described(batch), type(model).__name__)
+        return Run(init, last, still, frozen, trained, *factors, described(fresh.batch), type(model).__name__)
 
 
 def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snapshot:
     """The first forward pass of a run."""
     with torch.random.fork_rng():
-        model, _, batch = _fresh(subject, size, seed, training)
-        return measure(model, lambda m: training.loss(m, batch), in_rows=subject.in_rows(size))
-
-
-def _fresh(subject: Subject, size: int, seed: int, training: Training) -> tuple[nn.Module, Optimizer, Any]:
-    torch.manual_seed(seed)
-    model, optimizer = subject.make(size)
-    _still(model)
-    return model, optimizer, training.batch(model, size, seed)
+        return _Fresh.of(subject, size, seed, training).measured(training, subject.in_rows(size))
 
 
 def _still(model: nn.Module) -> None:
@@ -151,30 +163,20 @@ def _still(model: nn.Module) -> None:
             module.train()
 
 
-def _step(
-    model: nn.Module, optimizer: Optimizer, batch: Any, training: Training, step: int, few: FewPositions
-) -> dict[str, float]:
+def _step(fresh: _Fresh, training: Training, step: int) -> dict[str, float]:
     """One update; returns the sizes of the gradients in float32, where symmetric ones can be told from rounding."""
-    _backward(model, optimizer, batch, training, step, FP32, few)
-    sizes = _gradient_sizes(model)
+    _backward(fresh, training, step, FP32)
+    sizes = _gradient_sizes(fresh.model)
     if training.precision != FP32:
-        _backward(model, optimizer, batch, training, step, training.precision, few)
-    optimizer.step()
+        _backward(fresh, training, step, training.precision)
+    fresh.optimizer.step()
     return sizes
 
 
-def _backward(
-    model: nn.Module,
-    optimizer: Optimizer,
-    batch: Any,
-    training: Training,
-    step: int,
-    precision: Precision,
-    few: FewPositions,
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    with precision.context(next(model.parameters()).device), few:
-        loss = training.loss(model, batch)
+def _backward(fresh: _Fresh, training: Training, step: int, precision: Precision) -> None:
+    fresh.optimizer.zero_grad(set_to_none=True)
+    with precision.context(next(fresh.model.parameters()).device), fresh.few:
+        loss = training.loss(fresh.model, fresh.batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")
     if not math.isfinite(loss.item()):
