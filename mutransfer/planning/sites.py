@@ -110,12 +110,10 @@ def _larger(op: Op) -> int:
 def scalar_of(trace: Trace, op: Op) -> float | None:
     """What an op multiplies its one activation by, if that is all it does: a number, or nan for what no input of the
     model reaches and the trace does not know (a learned temperature)."""
-    name = op.name.rstrip("_")
-    if name not in ("mul", "div") or (op.static and not op.parameters):
+    if op.name.rstrip("_") not in ("mul", "div") or (op.static and not op.parameters):
         return None
     if len(op.inputs) == 1 and len(op.scalars) == 1:
-        (number,) = op.scalars
-        return number if name == "mul" else 1 / number if number else math.inf
+        return _number_of(op)
     if len(op.inputs) == 2 and math.prod(op.shapes[1]) < math.prod(op.result_shapes[0]):
         temperature = trace.producer(op.inputs[1])
         known = op.parameters or (temperature is not None and temperature.static)
@@ -123,13 +121,23 @@ def scalar_of(trace: Trace, op: Op) -> float | None:
     return None
 
 
+def _number_of(op: Op) -> float | None:
+    """What an op multiplies its one operand by, if that is all it does."""
+    name = op.name.rstrip("_")
+    if name not in ("mul", "div") or len(op.inputs) != 1 or len(op.scalars) != 1:
+        return None
+    (number,) = op.scalars
+    return number if name == "mul" else 1 / number if number else math.inf
+
+
 def _scalars(trace: Trace, value: int, path: _Path, head_dim: int) -> bool:
     """Takes the numbers that a value is multiplied by on the way back to the parameters that set its size, or to a
-    norm. Returns whether that norm brings its vectors of `head_dim` entries to length 1."""
+    norm, those on learned queries that no input reaches as well. Returns whether that norm brings its vectors of
+    `head_dim` entries to length 1."""
     while (op := trace.producer(value)) is not None and not op.parameters:
         if kind := normalizes(trace, op):
             return kind == "sum" and _normalized_size(trace, op) == head_dim
-        factor = scalar_of(trace, op)
+        factor = _number_of(op) if op.static else scalar_of(trace, op)
         if factor is None and op.name not in VIEWS | {"add", "mul", "cat", "neg"}:
             break
         path.take(trace, op, factor)
