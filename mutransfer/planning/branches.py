@@ -191,14 +191,23 @@ def _behind(lineage: Lineage, value: int) -> list[int]:
 
 def _may_be_residual(lineage: Lineage, index: int, op: Op) -> bool:
     """Not a bias: that is added to what has not been computed from it."""
-    two = op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and not op.static
+    two = op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and not lineage.is_static(op)
     of_activations = index not in lineage.owners and len(lineage.operands(op)) == 2
     alike = len({_without_batch_of_one(shape) for shape in (*op.shapes, *op.result_shapes)}) == 1
-    return two and alike and (of_activations or len(lineage.operands(op)) == 1)
+    if not (two and (of_activations or len(lineage.operands(op)) == 1)):
+        return False
+    return alike or _is_for_all_of_a_batch(lineage, op)
 
 
 def _without_batch_of_one(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(itertools.dropwhile(lambda size: size == 1, shape))
+
+
+def _is_for_all_of_a_batch(lineage: Lineage, op: Op) -> bool:
+    """Whether one of two is the same for all samples, being a stream of learned queries."""
+    one, other = op.shapes
+    queries = [v for v, shape in zip(op.inputs, op.shapes, strict=True) if shape[:1] == (1,) and lineage.is_learned(v)]
+    return bool(queries) and one[1:] == other[1:]
 
 
 def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
@@ -208,6 +217,7 @@ def _residual(lineage: Lineage, index: int, op: Op) -> _Add | None:
         if not set(stream).isdisjoint(lineage.stream(branch)):
             return None  # two points of one stream
         source = next((v for v in stream if lineage.descends(branch, v)), None)
+        source = lineage.source_of_piece(skip, branch) if source is None else source
         if source is not None and (lineage.contractions(source, branch) or _is_scaled(lineage, branch, stream)):
             return _Add(index, op.outputs[0], skip, branch, source)
     return None
@@ -289,7 +299,7 @@ def _stream_norms(lineage: Lineage, adds: Sequence[_Add]) -> list[tuple[tuple[st
     """Norms behind a residual add that lead to the next one's stream; behind the last one there is no next, but the
     stream of its own add has come through such a norm."""
     by_result = {add.result: add for add in adds}
-    streams = {(add.inside, value) for add in adds for value in lineage.stream(add.skip)}
+    streams = {(add.inside, value) for add in adds for value in lineage.parts(add.skip)}
     found: list[tuple[tuple[str, ...], _Add]] = []
     normed: set[int] = set()
     for index, uses in lineage.owners.items():
