@@ -229,13 +229,13 @@ def _is_scaled(lineage: Lineage, branch: int, stream: Sequence[int]) -> bool:
 
 
 def _projection(lineage: Lineage, index: int, op: Op) -> _Add | None:
-    """The branch is the longer one of two."""
+    """The branch is the longer one of two; the other may contract nothing (pooling, channels filled up with zeros)."""
     one, other = op.inputs
     source = lineage.common(one, other)
     if source is None:
         return None
     lengths = lineage.contractions(source, one), lineage.contractions(source, other)
-    if not all(lengths):
+    if not any(lengths):
         return None
     skip, branch = (one, other) if lengths[1] >= lengths[0] else (other, one)
     return _Add(index, op.outputs[0], skip, branch, source, projected=True)

@@ -55,7 +55,7 @@ class Lineage:
         self._learned = self._learned_streams()
 
     def _learned_streams(self) -> set[int]:
-        """What is computed from learned queries that attend to one another first: a stream that no input reaches yet."""
+        """What is made of learned queries that attend to one another first: a stream that no input reaches yet."""
         learned = set[int]()
         for op in self.trace.ops:
             if op.static and op.name.rstrip("_") == "add" and len(set(op.inputs)) == 2 and len(set(op.shapes)) == 1:

@@ -6,6 +6,7 @@ import pytest
 import residual_models as zoo
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mutransfer.planning.branches import find_branches, repeating, stream_norms
 from mutransfer.planning.templates import Templates
@@ -101,7 +102,7 @@ def test_torchs_own_encoder(norm_first):
 
 def repeated(build, depths=(2, 4)):
     models = [build(depth) for depth in depths]
-    inputs = zoo.images() if isinstance(models[0], zoo.ResNet) else zoo.ids()
+    inputs = zoo.images() if isinstance(models[0], zoo.ResNet | Onto) else zoo.ids()
     templates = Templates.between(*(dict(model.named_parameters()) for model in models))
     found = [branches_of(model, inputs) for model in models]
     return found[1], repeating(*found, templates)
@@ -131,6 +132,32 @@ def test_the_projections_of_a_resnet_do_not_repeat():
     assert [b for b in every if b not in found] == [b for b in every if b.kind == "projection"]
     every, found = repeated(zoo.ResNet, depths=(0, 2))
     assert [b for b in every if b not in found] == [b for b in every if b.kind == "projection"]
+
+
+class Halved(nn.Module):
+    """Onto half of the image, and as many channels of zeros beside its own (ResNets for CIFAR)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        shortcut = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 3))
+        return shortcut + self.conv2(functional.relu(self.conv1(x)))
+
+
+class Onto(nn.Module):
+    def __init__(self, block, depth):
+        super().__init__()
+        self.first, self.blocks = block(), nn.Sequential(*(zoo.Bottleneck(6, 6) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.blocks(self.first(x))
+
+
+def test_a_sum_with_a_part_of_the_stream_that_is_filled_up_is_one_with_a_projection():
+    every, found = repeated(lambda depth: Onto(Halved, depth))
+    assert [(b.module, b.kind) for b in every if b not in found] == [("first", "projection")]
 
 
 def test_a_sum_inside_every_block_does_not_repeat_and_blocks_inside_one_branch_do():
