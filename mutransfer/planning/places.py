@@ -76,10 +76,11 @@ def beside_the_branches(
     lost: Collection[str], trace: Trace, branches: Sequence[Branch], templates: Templates
 ) -> frozenset[str]:
     """Those of the parameters in no branch that are used before the first branch of their stack is added, or behind the
-    last one: a stem, a downsampling or a final norm in one list with the blocks.
+    last one, or between two by a block that is on the stream: a stem, a downsampling or a final norm in one list with
+    the blocks.
 
     A parameter that has its like in a branch may be a part of one that was not seen, unless its block has no branch at
-    all and everything that the first branch is added to has come through it.
+    all and everything that the next branch is added to has come through it.
 
     Args:
         lost: the parameters in no branch.
@@ -93,7 +94,7 @@ def beside_the_branches(
         before = not any(_reads(lineage, op, add) for op in used for add in own)
         behind = not any(_reads(lineage, add, op) for op in used for add in own)
         unlike = templates.of(name) not in alike
-        if used and own and ((before and block_of(name, templates) in passed) or (unlike and (before or behind))):
+        if used and own and (block_of(name, templates) in passed or (unlike and (before or behind))):
             found.add(name)
     return frozenset(found)
 
@@ -111,16 +112,17 @@ def _adds_of_stacks(trace: Trace, branches: Sequence[Branch], templates: Templat
 
 
 def _passed_blocks(lost: Collection[str], lineage: Lineage, adds: _Adds, templates: Templates) -> set[str]:
-    """Blocks without any branch that all of what their stack's first branch is added to has come through."""
+    """Blocks without any branch that all of what their stack's next branch is added to has come through."""
     uses = lineage.trace.uses
     mixed = {block_of(name, templates) for name in uses.keys() - lost}
     passed: set[str] = set()
     for name in reversed([name for name in uses if name in lost]):  # the last op of a block is the likeliest
         stack, block = templates.stack(name), block_of(name, templates)
         if stack in adds and block not in mixed | passed:
-            first, stream = adds[stack][0]
-            ops = _ops_of(name, lineage.trace)
-            passed |= {block} if any(not _bypassed(lineage, op, first.inputs[stream]) for op in ops) else set()
+            for op in _ops_of(name, lineage.trace):
+                readers = (add.inputs[stream] for add, stream in adds[stack] if _reads(lineage, add, op))
+                following = next(readers, None)
+                passed |= {block} if following is not None and not _bypassed(lineage, op, following) else set()
     return passed
 
 

@@ -323,6 +323,27 @@ def test_stem_and_readout_in_one_list_with_the_blocks_are_outside():
     assert {line.m_depth for line in plan if line.place is not Place.OUTSIDE} == {3.0}
 
 
+def in_a_row(depth, *, between=1):
+    """Blocks, layers without a sum that all of the stream passes through, and as many blocks behind each."""
+    torch.manual_seed(0)
+    row = [zoo.PreNorm() for _ in range(depth)]
+    for _ in range(between):
+        row += [nn.Sequential(nn.Linear(8, 8), nn.GELU()), *(zoo.PreNorm() for _ in range(depth))]
+    return nn.Sequential(nn.Embedding(9, 8), nn.Sequential(*row), nn.Linear(8, 9))
+
+
+def test_a_layer_between_the_blocks_of_a_list_is_outside_where_there_is_one_at_any_depth():
+    plan = mt.plan(in_a_row(4), "completep", base=in_a_row(2), example_inputs=torch.arange(5)[None])
+    outside = {line.name for line in plan if line.place is Place.OUTSIDE}
+    assert outside == {"0.weight", "1.4.0.weight", "1.4.0.bias", "2.weight", "2.bias"}
+
+
+def test_control_layers_between_the_blocks_that_grow_in_number_are_refused():
+    deeper, base = in_a_row(2, between=4), in_a_row(2, between=2)
+    with pytest.raises(mt.MutransferError, match="in no residual branch"):
+        mt.plan(deeper, "completep", base=base, example_inputs=torch.arange(5)[None])
+
+
 def test_the_advice_for_a_flat_list_of_layers_names_one_parameter_alone():
     """`*.weight` would be every weight of the model."""
     chained = {"block": lambda: [zoo.PreNorm(), nn.PReLU()]}
