@@ -75,11 +75,21 @@ class Recording(Tracer):
         inputs run and the output leaves out, what is rounded to a code."""
         read: set[int] = set()
         found: list[Tensor] = []
-        for step in reversed(self._steps):
-            results = [t for t in step.results if t.is_floating_point() and t.requires_grad]
+        for step, results in reversed(list(zip(self._steps, self._differentiable(), strict=True))):
             found += [t for t in results if id(t) not in read]
             if results:
-                read.update(map(id, (*tensors_in((step.args, step.kwargs)), *results)))
+                read.update(map(id, (*_read_by(step), *results)))
+        return found
+
+    def _differentiable(self) -> list[list[Tensor]]:
+        """Step by step, what it makes that depends on a parameter, by way of what ran without gradients too."""
+        depends = set(self.names)
+        found: list[list[Tensor]] = []
+        for step in self._steps:
+            passes = not step.grad and step.func.overloadpacket.__name__ != "detach"
+            passes = passes and any(id(t) in depends for t in _read_by(step))
+            found.append([t for t in step.results if t.is_floating_point() and (t.requires_grad or passes)])
+            depends.update(map(id, found[-1]))
         return found
 
     def results(self, ops: Collection[int]) -> list[Tensor]:
@@ -91,6 +101,8 @@ class Recording(Tracer):
         parameters: Mapping[str, Tensor],
         factors: Mapping[tuple[int, int], Tensor],
         wanted: Sequence[Tensor],
+        *,
+        everywhere: bool = False,
     ) -> list[Tensor]:
         """Recorded values once more, the outputs or others.
 
@@ -98,6 +110,7 @@ class Recording(Tracer):
             parameters: by name, instead of the recorded ones.
             factors: (index of an op, position among its tensors) -> what that operand is multiplied by first.
             wanted: the values.
+            everywhere: gradients pass through what ran without them too (a part that is never trained).
         """
         values = {at: given.clone() for at, given in self._given.items()}
         values |= {at: parameters[name] for at, name in self.names.items()}
@@ -105,10 +118,14 @@ class Recording(Tracer):
             args, kwargs = tree_map(_lookup(values), (step.args, step.kwargs))
             if step.index is not None:
                 args = _multiplied(args, {at: c for (op, at), c in factors.items() if op == step.index})
-            with torch.set_grad_enabled(step.grad), _float64_by_default():
+            with torch.set_grad_enabled(step.grad or everywhere), _float64_by_default():
                 out = _run(step.func, args, kwargs)
             values |= {id(old): new for old, new in zip(step.results, tensors_in((out,)), strict=True)}
         return [values[id(value)] for value in wanted]
+
+
+def _read_by(step: _Step) -> list[Tensor]:
+    return list(tensors_in((step.args, step.kwargs)))
 
 
 def _lookup(values: Mapping[int, Tensor]) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mutransfer.errors import RoleError
@@ -142,7 +143,8 @@ class _Subject:
 
     Args:
         everywhere: looks at the streams and at all that the forward pass ends in, the outputs and what they leave
-            out, with weights drawn too small to pass a signal on made as large as it takes.
+            out, also where it runs without gradients, with weights drawn too small to pass a signal on made as large
+            as it takes.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class _Subject:
         folded = self._folded([b for group in groups for b in group], factors)
         recording = self._record(folded)
         explicit, multipliers = self._explicit(recording, factors)
-        replayed = _gradients(recording, folded, {}, self._seen(recording))
+        replayed = self._gradients(recording, folded, {})
         error = _difference(replayed, explicit, self._chain(groups, factors))
         same = all(map(torch.allclose, replayed.outputs, self._seen(recording)))
         return self._visible(multipliers, explicit, error if same else math.inf)
@@ -188,7 +190,7 @@ class _Subject:
             scaled = self._record(self.values, by_path)
         except _NoTensorError:
             return dict.fromkeys(multipliers, math.inf)
-        run = _gradients(scaled, self.values, {}, self._seen(scaled))
+        run = self._gradients(scaled, self.values, {})
         alike = [a.shape for a in run.outputs] == [b.shape for b in explicit.outputs]
         return self._visible(multipliers, explicit, _difference(run, explicit, {}) if alike else math.inf)
 
@@ -203,7 +205,21 @@ class _Subject:
             )
         multipliers = {n: torch.tensor(c, dtype=torch.float64, requires_grad=True) for n, c in factors.items()}
         at = {(own[n].op, own[n].operand): c for n, c in multipliers.items()}
-        return _gradients(recording, self.values, at, self._seen(recording)), multipliers
+        return self._gradients(recording, self.values, at), multipliers
+
+    def _gradients(
+        self, recording: Recording, values: Mapping[str, Tensor], factors: Mapping[tuple[int, int], Tensor]
+    ) -> _Run:
+        """What is seen, and the gradients of a fixed random projection of it."""
+        leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+        torch.manual_seed(0)
+        outputs = recording.replay(leaves, factors, self._seen(recording), everywhere=self.everywhere)
+        torch.manual_seed(1)
+        terms = [(out * torch.randn_like(out)).sum() for out in outputs if out.requires_grad]
+        if terms:
+            torch.stack(terms).sum().backward()
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
+        return _Run([out.detach() for out in outputs], gradients)
 
     def _seen(self, recording: Recording) -> Sequence[Tensor]:
         if not self.everywhere:
@@ -231,7 +247,8 @@ class _Subject:
         model = copy.deepcopy(self.model)
         for path, factor in outputs.items():
             model.get_submodule(path).register_forward_hook(_times(factor))
-        return Recording(model, self.args, self.kwargs)
+        with sdpa_kernel(SDPBackend.MATH) if self.everywhere else nullcontext():  # one that is not fused has gradients
+            return Recording(model, self.args, self.kwargs)
 
     def _chain(self, groups: Sequence[Sequence[Branch]], factors: Mapping[int, float]) -> dict[str, float]:
         """What a folded parameter's gradient is multiplied by to be the explicit one's."""
@@ -277,24 +294,6 @@ def _to_pass_on(parameter: Tensor) -> float:
         return 1.0
     size = parameter.square().mean().sqrt().item()
     return max(1.0, parameter[0].numel() ** -0.5 / size) if size else 1.0
-
-
-def _gradients(
-    recording: Recording,
-    values: Mapping[str, Tensor],
-    factors: Mapping[tuple[int, int], Tensor],
-    wanted: Sequence[Tensor],
-) -> _Run:
-    """Some values, and the gradients of a fixed random projection of them."""
-    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-    torch.manual_seed(0)
-    outputs = recording.replay(leaves, factors, wanted)
-    torch.manual_seed(1)
-    terms = [(out * torch.randn_like(out)).sum() for out in outputs if out.requires_grad]
-    if terms:
-        torch.stack(terms).sum().backward()
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
-    return _Run([out.detach() for out in outputs], gradients)
 
 
 def _difference(folded: _Run, explicit: _Run, chain: Mapping[str, float]) -> float:

@@ -8,6 +8,7 @@ import pytest
 import residual_models as zoo
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -151,6 +152,43 @@ def test_a_branch_that_the_output_leaves_out_is_seen_on_the_stream():
     assert all(verdict.verified for verdict in verify(Unread(), inputs, branches))
     wrong = [dataclasses.replace(b, terminals=b.terminals[:1]) for b in branches]
     assert not any(verdict.verified for verdict in verify(Unread(), inputs, wrong))
+
+
+class Biased(nn.Module):
+    """Scores with a learned bias, in a fused kernel that passes no gradient on to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.o = nn.Parameter(torch.randn(1, 1, 3, 3)), nn.Linear(zoo.WIDTH, zoo.WIDTH)
+
+    def forward(self, x):
+        heads = x.unflatten(-1, (2, -1)).transpose(1, 2)
+        read = functional.scaled_dot_product_attention(heads, heads, heads, self.bias)
+        return self.o(read.transpose(1, 2).flatten(2))
+
+
+class NeverTrained(nn.Module):
+    """A tower that runs without gradients, in front of one that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.tower, self.block = zoo.PreNorm(), zoo.PreNorm()
+        self.tower.attention = Biased()
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.tower(x)
+        return self.block(x)
+
+
+def test_branches_that_run_without_gradients_are_verified():
+    torch.manual_seed(0)
+    model, inputs = NeverTrained(), (torch.randn(2, 3, zoo.WIDTH),)
+    branches = find_branches(trace(model, inputs))
+    assert [branch.module for branch in branches] == ["tower", "tower", "block", "block"]
+    assert all(verdict.verified for verdict in verify(model, inputs, branches))
+    wrong = [dataclasses.replace(b, terminals=b.terminals[:1]) for b in branches[:2]]
+    assert not any(verdict.verified for verdict in verify(model, inputs, wrong)), "a bias is missing"
 
 
 def test_a_branch_that_moves_nothing_is_not_verified():
