@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mutransfer.planning.depths import with_lists
-from mutransfer.planning.fields import Kind, depth_fields, mapped, with_values
+from mutransfer.planning.fields import Kind, Path, depth_fields, mapped, with_values
 from mutransfer.planning.widths import Widths
 from zoo.layer_sizes import divisor_of, times
 
@@ -108,25 +108,45 @@ def by_layers(
     return Wider(lambda config, k: config, wider, {"wider_by": "layers", "layers_over": divisor})
 
 
-def from_config(
-    config: Any, width: int, wider: Wider
-) -> tuple[Callable[[int], nn.Module], Callable[[int, int], nn.Module] | None]:
-    """How a small config's model is made at any width, and at any width and depth; a depth of 1 is the config's own."""
+@dataclass(frozen=True)
+class Deeper:
+    """Makes a small config's model at any width, and with its numbers of layers multiplied; 1 leaves them as they are.
 
-    def deep(width_now: int, deeper: int) -> nn.Module:
-        k = width_now // width
-        return wider.build(times_as_deep(wider.at(config, k), deeper), k)
+    Attributes:
+        config, width: of the small model.
+        wider: how it is made wider.
+        kept: the numbers of layers that are not multiplied.
+    """
+
+    config: Any
+    width: int
+    wider: Wider
+    kept: frozenset[Path] = frozenset()
+
+    @property
+    def counts(self) -> frozenset[Path]:
+        """The config's numbers of layers."""
+        return frozenset(f.path for f in depth_fields(self.config) if f.kind is Kind.DEPTH)
+
+    def __call__(self, width: int, times: int) -> nn.Module:
+        k = width // self.width
+        return self.wider.build(times_as_deep(self.wider.at(self.config, k), times, self.kept), k)
+
+
+def from_config(config: Any, width: int, wider: Wider) -> tuple[Callable[[int], nn.Module], Deeper | None]:
+    """How a small config's model is made at any width, and at any width and depth."""
 
     def make(width_now: int) -> nn.Module:
         k = width_now // width
         return wider.build(wider.at(config, k), k)
 
-    return make, deep if any(f.kind is Kind.DEPTH for f in depth_fields(config)) else None
+    deeper = Deeper(config, width, wider)
+    return make, deeper if deeper.counts else None
 
 
-def times_as_deep(config: Any, times: int) -> Any:
-    """Every number of layers multiplied, every list with an entry per layer as long."""
-    counts = [f for f in depth_fields(config) if f.kind is Kind.DEPTH]
+def times_as_deep(config: Any, times: int, kept: Collection[Path] = ()) -> Any:
+    """Every number of layers multiplied but some, every list with an entry per layer as long."""
+    counts = [f for f in depth_fields(config) if f.kind is Kind.DEPTH and f.path not in kept]
     return with_values(config, with_lists(config, {f.path: mapped(f.value, lambda n: n * times) for f in counts}))
 
 
