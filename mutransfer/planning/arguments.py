@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -179,10 +180,14 @@ class Maker:
         return torch.cat([ids[:, : TOKENS // 2], middle, ids[:, TOKENS // 2 :]], dim=1)
 
     def _tokens(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return self._ordinary[torch.randint(len(self._ordinary), shape, generator=generator)]
+
+    @functools.cached_property
+    def _ordinary(self) -> Tensor:
+        """The ids of no special token."""
         special = {v for f in fields_of(self.config) if f.kind is Kind.TOKEN_ID for v in ints(f.value)}
         vocabulary = min((v for f in self.all_named("vocab_size") for v in ints(f) if v > 8), default=64)
-        ordinary = torch.tensor([i for i in range(1, vocabulary) if i not in special] or [0])
-        return ordinary[torch.randint(len(ordinary), shape, generator=generator)]
+        return torch.tensor([i for i in range(1, vocabulary) if i not in special] or [0])
 
     def placeholder_ids(self) -> list[int]:
         names = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index", "media_token_id")

@@ -64,6 +64,8 @@ FEW = 8
 LONGEST = 10_000
 LARGEST = 4_000_000
 """Numbers in an argument, at most."""
+MOST_POSITIONS = 2048
+"""Attention is quadratic in them: a longer dimension is a wave's, which has a few channels at most."""
 INDICES = r"scalar types: Long|must be long|Long, Int|to be (an integer|long)|[Ii]nteger"
 
 
@@ -78,9 +80,14 @@ def other_forms(forms: Forms, message: str) -> Iterator[Change]:
     message = re.sub(BROADCAST, _as_of_values, message)
     for read in (_sizes, _multiples, _ranks, _lengths, _contents):
         for change in read(forms, message):
-            if change not in seen and math.prod(change[1].shape) <= LARGEST:
+            if change not in seen and _is_cheap(change[1].shape):
                 seen.add(change)
                 yield change
+
+
+def _is_cheap(shape: tuple[int, ...]) -> bool:
+    numbers = math.prod(shape)
+    return numbers <= LARGEST and (max(shape, default=0) <= MOST_POSITIONS or numbers <= FEW * max(shape))
 
 
 def _sizes(forms: Forms, message: str) -> Iterator[Change]:

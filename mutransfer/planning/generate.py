@@ -2,69 +2,47 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import MutransferError, RoleError
-from mutransfer.planning.arguments import (
-    AUDIO_MASKS,
-    COMPANIONS,
-    IDS,
-    IMAGE_LAYOUTS,
-    IMAGES,
-    SERIES,
-    SOUND,
-    SOUND_LAYOUTS,
-    TOKENS,
-    Draft,
-    Maker,
-    ints,
-)
-from mutransfer.planning.failures import Content, Form, other_forms
+from mutransfer.planning.arguments import TOKENS, Draft, Maker
+from mutransfer.planning.drafts import Drafts, Failed
+from mutransfer.planning.failures import Content, Form
 
-__all__ = ["TOKENS", "generate_inputs"]
+__all__ = ["TOKENS", "Experience", "generate_inputs"]
 
 MOST_TRIES = 120
 MOST_MENDS = 80
 """Tries after those, each with one argument changed by what a failure said."""
-MOST_PLACEHOLDERS = 512
-
-NEVER = re.compile(r"(.*_)?labels|past_key_values|cache\w*|kwargs|args|logits_to_keep")
-"""What a forward pass in training is not given."""
-NOT_MISSING = re.compile(NEVER.pattern + r"|.*embeds|.*embeddings|.*outputs|attention_mask|position_ids|token_type_ids")
-"""What is the one that lacks only where a failure names it."""
-
-COUNTS = re.compile(r".*grid_(thw|hw)|.*_sizes|.*_shapes")
-"""What says how large others are."""
+RECALLED = 3
+"""Drafts by which it is told whether another size of a model fails as the last one did."""
 
 Inputs = dict[str, Any]
 Run = Callable[[Inputs], object]
 """Runs the model's forward pass; raises where it does not accept the inputs."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """A draft that the model did not accept.
+@dataclass
+class Experience:
+    """What one search teaches the next one, on the same model at another size.
 
     Attributes:
-        words: of the failure.
-        reached: how many modules had run by then.
-        forms: of the tensors that it was given.
+        accepted: the draft that was.
+        failed: where none was, those of the usual drafts that got farthest.
     """
 
-    draft: Draft
-    words: str
-    reached: int
-    forms: dict[str, Form]
+    accepted: Draft | None = None
+    failed: tuple[Failed, ...] = ()
 
 
-def generate_inputs(model: nn.Module, run: Run, seed: int = 0, *, whole: bool = False) -> Inputs:
+def generate_inputs(
+    model: nn.Module, run: Run, seed: int = 0, *, whole: bool = False, experience: Experience | None = None
+) -> Inputs:
     """Keyword arguments that the model's forward pass accepts; drawn from `seed`, no special token among the ids.
 
     The usual combinations come first. Then those that got farthest are changed, one argument at a time, as their
@@ -75,6 +53,8 @@ def generate_inputs(model: nn.Module, run: Run, seed: int = 0, *, whole: bool = 
         run: tries inputs, on fake tensors or for real.
         seed: of the contents.
         whole: text alone will not do for a model that takes images or sound as well.
+        experience: of searches on the same model at other sizes; what was accepted comes first, and where those that
+            got farthest fail as they did there, no other is tried. This search adds its own.
 
     Raises:
         RoleError: the class has no forward pass, or no combination is accepted; it carries the first failure, and that
@@ -83,14 +63,18 @@ def generate_inputs(model: nn.Module, run: Run, seed: int = 0, *, whole: bool = 
     if type(model).forward is nn.Module.forward:
         raise RoleError(f"{type(model).__name__} has no forward pass of its own. Give one of the models inside it.")
     search = Search(model, run, seed)
-    inputs = search.usual(whole=whole)
+    known = Experience() if experience is None else experience
+    inputs = search.recalled(known)
+    if inputs is None and not search.fails_as(known):
+        inputs = search.usual(whole=whole)
+        inputs = search.mended() if inputs is None else inputs
     if inputs is None:
-        inputs = search.mended()
-    if inputs is None:
+        known.failed = known.failed if search.fails_as(known) else search.farthest()
         raise RoleError(
             f"No inputs for {type(model).__name__} could be generated ({search.failure()}). Pass example_inputs=, a "
             "tuple of positional or a dict of keyword arguments that its forward pass accepts (small ones do)."
         )
+    known.accepted, known.failed = search.accepted, ()
     return inputs
 
 
@@ -102,6 +86,25 @@ class Search:
         self.maker = Maker(model, seed)
         self.drafts = Drafts(self.maker)
         self.failed: dict[Draft, Failed] = {}
+        self.accepted: Draft | None = None
+
+    def recalled(self, known: Experience) -> Inputs | None:
+        """The first that is accepted of what was, and of what nearly was."""
+        for draft in (known.accepted, *(failed.draft for failed in known.failed)):
+            inputs = self._try(draft) if draft is not None else None
+            if inputs is not None:
+                return inputs
+        return None
+
+    def fails_as(self, known: Experience) -> bool:
+        """Whether those that nearly were fail as they did at another size."""
+        ways = [self.failed[failed.draft].way for failed in known.failed if failed.draft in self.failed]
+        return bool(ways) and ways == [failed.way for failed in known.failed]
+
+    def farthest(self) -> tuple[Failed, ...]:
+        """Of the drafts without sizes of their own."""
+        usual = (failed for failed in self.failed.values() if not failed.draft.forms and not failed.draft.size)
+        return tuple(sorted(usual, key=lambda failed: -failed.reached)[:RECALLED])
 
     def usual(self, *, whole: bool) -> Inputs | None:
         """The first of the usual combinations that is accepted."""
@@ -134,15 +137,24 @@ class Search:
         while waiting and len(seen) < most:
             best = max(waiting, key=lambda failed: (failed.reached, -len(failed.draft.forms)))
             waiting.remove(best)
-            inputs = self._first_of(self.drafts.mends(best), seen, waiting)
+            inputs = self._first_of(self.drafts.mends(best), seen, waiting, of=best)
             if inputs is not None:
                 return inputs
         return None
 
     def _first_of(
-        self, drafts: Iterable[Draft], seen: set[frozenset[tuple[str, Form]]], waiting: list[Failed]
+        self,
+        drafts: Iterable[Draft],
+        seen: set[frozenset[tuple[str, Form]]],
+        waiting: list[Failed],
+        of: Failed | None = None,
     ) -> Inputs | None:
-        """The first that is accepted; the others, where they give what is not yet `seen`, join those that wait."""
+        """The first that is accepted; the others, where they give what is not yet `seen`, join those that wait. A
+        change after which the same words are said at the same place was of something else, and leads nowhere.
+
+        Args:
+            of: what the drafts are changes of.
+        """
         for draft in drafts:
             given = self._given(draft)
             if given in seen:
@@ -151,7 +163,9 @@ class Search:
             inputs = self._try(draft)
             if inputs is not None:
                 return inputs
-            waiting.append(self.failed[draft])
+            failed = self.failed[draft]
+            if of is None or (failed.words, failed.reached) != (of.words, of.reached):
+                waiting.append(failed)
         return None
 
     def _given(self, draft: Draft) -> frozenset[tuple[str, Form]]:
@@ -178,6 +192,7 @@ class Search:
         try:
             inputs = self.maker.inputs(draft)
             self.run(inputs)
+            self.accepted = draft
             return inputs
         except Exception as error:  # whatever a foreign forward pass raises
             cause = error.__cause__ if isinstance(error, MutransferError) and error.__cause__ else error
@@ -200,107 +215,3 @@ def _content(tensor: Tensor) -> Content:
     if tensor.dtype == torch.bool:
         return Content.TRUTH
     return Content.REAL if tensor.is_floating_point() else Content.WHOLE
-
-
-class Drafts:
-    """Which arguments are given together, and in which layouts."""
-
-    def __init__(self, maker: Maker) -> None:
-        self.maker = maker
-        self.parameters = maker.parameters
-        self.media = maker.media
-
-    def usual(self, *, whole: bool) -> Iterator[Draft]:
-        """Most arguments first, so that every tower is reached, then fewer; text alone first where it will do."""
-        takes_media = bool(self.media)
-        choices = dict.fromkeys(self._choices())
-        if not whole:  # what takes media as well has been tried; text alone comes first
-            choices = dict.fromkeys(sorted(choices, key=lambda names: bool(set(names) & set(self.media))))
-        for names in choices:
-            if whole and takes_media and not set(names) & set(self.media):
-                continue
-            images = range(IMAGE_LAYOUTS) if any(self.maker.is_image(n) for n in names) else (0,)
-            sounds = range(SOUND_LAYOUTS) if any(SOUND.fullmatch(n) for n in names) else (0,)
-            for image, sound in itertools.product(images, sounds):
-                yield Draft(names, image, sound)
-
-    def documented(self) -> Iterator[Draft]:
-        """What is given together, each as the documentation of the forward pass says, where it says anything."""
-        for names in dict.fromkeys(self._choices()):
-            said = {name: self.maker.documented(name) for name in names if not COUNTS.fullmatch(name)}
-            forms = tuple((name, form) for name, form in said.items() if form is not None)
-            if forms:
-                yield Draft(names, forms=forms)
-
-    def _choices(self) -> Iterator[tuple[str, ...]]:
-        required = [n for n, p in self.parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        media = sorted(self.media, key=lambda name: "video" in name)
-        ids = [n for n in self.parameters if IDS.fullmatch(n)]
-        main = [name for name in self.maker.main if name in self.parameters]
-        companions = [n for n in self.parameters if COMPANIONS.fullmatch(n)]
-        single = [[*required, *ids, medium, *self._beside(medium, companions)] for medium in media]
-        for names in (
-            *single[:1],
-            *([*required, *ids, medium] for medium in media[:1]),
-            [*required, *ids, *media, *companions],
-            *single[1:],
-            *([*required, *ids, medium] for medium in media[1:]),
-            [*required, *main, *companions],
-            [*required, *main],
-            [*required, *ids],
-            [*required, *media],
-            required,
-        ):
-            if names:
-                yield tuple(sorted(set(names), key=list(self.parameters).index))
-
-    def _beside(self, medium: str, companions: Sequence[str]) -> list[str]:
-        """What belongs to an image, or to a sound, or to both."""
-        heard = bool(SOUND.fullmatch(medium))
-        return [n for n in companions if bool(AUDIO_MASKS.fullmatch(n)) == heard or n == "mm_token_type_ids"]
-
-    def repairs(self, draft: Draft, message: str) -> Iterator[Draft]:
-        """What a failure's words suggest: an argument that is missing, or a number of placeholder tokens."""
-        words = re.findall(r"\w+", message)
-        missing = [n for n in self.parameters if n in words and n not in draft.names and self._can_make(n)]
-        if missing:
-            yield replace(draft, names=tuple(sorted({*draft.names, *missing}, key=list(self.parameters).index)))
-        if "token" in message.lower() or "placeholder" in message.lower():
-            named = [int(w) for w in words if w.isdigit()]
-            widths = {v for value in self.maker.all_named("hidden_size") for v in ints(value)}
-            entries = [count // width for count in named for width in widths if count % width == 0]
-            for count in dict.fromkeys([*named, *entries]):
-                if 0 < count <= MOST_PLACEHOLDERS and count != draft.placeholders:
-                    yield replace(draft, placeholders=count)
-
-    def resized(self, draft: Draft, message: str) -> Iterator[Draft]:
-        """The same with an image's side, or a spectrogram's bins, that a failure named."""
-        media = set(draft.names) & set(self.media)
-        for number in dict.fromkeys(int(w) for w in re.findall(r"\d+", message)[:6]):
-            if media and not draft.size and 8 <= number <= MOST_PLACEHOLDERS * 2:
-                yield replace(draft, size=number)
-
-    def mends(self, failed: Failed) -> Iterator[Draft]:
-        """The same with one argument of another form, or with one more that its words name or that is missing."""
-        draft = failed.draft
-        free = {name: form for name, form in failed.forms.items() if not COUNTS.fullmatch(name)}
-        for name, form in other_forms(free, failed.words):
-            yield replace(draft, forms=tuple({**dict(draft.forms), name: form}.items()))
-        for name in draft.names:
-            documented = self.maker.documented(name)
-            if documented is not None and name in free and name not in dict(draft.forms):
-                yield replace(draft, forms=(*draft.forms, (name, documented)))
-        words = re.findall(r"\w+", failed.words)
-        others = [n for n in self.parameters if n not in draft.names and self.maker.is_tensor(n)]
-        named = [n for n in others if n in words and not NEVER.fullmatch(n)]
-        unnamed = [n for n in others if n not in named and not NOT_MISSING.fullmatch(n)]
-        if not {"None", "NoneType"} & set(words):  # where it speaks of questions, question_positions
-            unnamed = [n for n in unnamed if any(w.lower().startswith(n.split("_")[0]) for w in words if len(w) > 3)]
-        for name in (*named, *unnamed):
-            more = replace(draft, names=tuple(sorted({*draft.names, name}, key=list(self.parameters).index)))
-            yield more
-            if name.endswith("mask"):  # of the images, say, that a token sees
-                yield replace(more, forms=(*draft.forms, (name, Form((self.maker.batch, TOKENS, 1), Content.WHOLE))))
-
-    def _can_make(self, name: str) -> bool:
-        return any(p.fullmatch(name) for p in (IDS, IMAGES, SOUND, COMPANIONS, SERIES)) or name.endswith("mask")

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mutransfer.errors import MutransferError, ShapeError
 from mutransfer.planning.arguments import IMAGES, SOUND
-from mutransfer.planning.generate import generate_inputs
+from mutransfer.planning.generate import Experience, generate_inputs
 from mutransfer.planning.shrink import ATTEMPTS, Shrunk, Sizes, shrink
 from mutransfer.planning.sizes import shapes_of, without_memory
 from mutransfer.planning.widths import Widths, discover_widths
@@ -71,23 +72,22 @@ def _small(kind: str, name: str) -> Small:
         raise NotBuiltError(f"transformers names {name} for it but has no such class")
     if model_class.forward is nn.Module.forward:
         raise NotBuiltError(f"{name} has no forward pass of its own")
-    shrunk, wider, whole = _shrink(model_class, _default(kind))
+    shrunk, wider, find = _shrink(model_class, _default(kind))
     width = shrunk.sizes.width
     make, deep = from_config(shrunk.config, width, wider)
     model = make(width)
 
     def inputs(seed: int) -> dict[str, Any]:
-        return generate_inputs(model.eval(), lambda given: _forward(model, given), seed, whole=whole)
+        return find(model.eval(), seed)
 
     @functools.cache
     def at_width(now: int, seed: int) -> dict[str, Any]:
-        wide = make(now).eval()
-        return generate_inputs(wide, lambda given: _forward(wide, given), seed, whole=whole)
+        return find(make(now).eval(), seed)
 
     follow = inputs_follow(
         inputs(0), lambda: at_width(2 * width, 0), lambda given: _forward(make(2 * width).eval(), given)
     )
-    notes = {"class": name, "kept": list(shrunk.kept), "whole": whole, "inputs_follow": follow, **wider.notes}
+    notes = {"class": name, "kept": list(shrunk.kept), "whole": find.whole, "inputs_follow": follow, **wider.notes}
     return Small(width, make, inputs, notes, deep, at_width=at_width if follow else None)
 
 
@@ -134,52 +134,71 @@ def _default(kind: str) -> Any:
         raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
 
 
-def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, bool]:
+@dataclass
+class Finder:
+    """Finds the inputs of one model class at any size; what it learns at one serves the next.
+
+    Attributes:
+        whole: all towers are reached, not text alone.
+    """
+
+    whole: bool
+    experience: Experience = field(default_factory=Experience)
+
+    def __call__(self, model: nn.Module, seed: int = 0) -> dict[str, Any]:
+        run = functools.partial(_forward, model)
+        return generate_inputs(model, run, seed, whole=self.whole, experience=self.experience)
+
+
+def _shrink(model_class: Any, config: Any) -> tuple[Shrunk, Wider, Finder]:
     """With all towers reached; or, where that fails, with text alone; or by the sizes of the layers, of the small
     config or of the default one."""
     failure: MutransferError | None = None
     found: list[Wider] = []
 
-    def fields(small: Any, whole: bool) -> None:
-        found[:] = [by_fields(_widths(model_class, small, whole), model_class)]
+    def fields(small: Any, find: Finder) -> None:
+        found[:] = [by_fields(_widths(model_class, small, find), model_class)]
 
-    def layers(small: Any) -> None:
-        inputs = _inputs(model_class(small).eval(), whole=True)
+    def layers(small: Any, find: Finder) -> None:
+        inputs = find(model_class(small).eval())
         kept = {getattr(small, name, None) for name in ("num_labels", "num_channels")}
         found[:] = [by_layers(small, model_class, lambda model: _forward(model, inputs), kept)]
 
-    for whole in (True, False):
+    for find in (Finder(whole=True), Finder(whole=False)):
         try:
-            return shrink(config, functools.partial(fields, whole=whole)), found[0], whole
+            return shrink(config, functools.partial(fields, find=find)), found[0], find
         except MutransferError as error:
             failure = failure or error
-    entries = _entries(model_class, config)
+    entries, find = _entries(model_class, config), Finder(whole=True)
     with suppress(ShapeError):
-        return shrink(config, layers, ATTEMPTS[:1]), found[0], True
+        return shrink(config, functools.partial(layers, find=find), ATTEMPTS[:1]), found[0], find
     if entries < MOST_ENTRIES:
         with suppress(MutransferError):
-            layers(config)
-            return Shrunk(config, Sizes(), ()), found[0], True
+            layers(config, find)
+            return Shrunk(config, Sizes(), ()), found[0], find
     raise failure or ShapeError("not shrunk")
 
 
-def _widths(model_class: Any, config: Any, whole: bool) -> Widths:
+def _widths(model_class: Any, config: Any, find: Finder) -> Widths:
     """What makes a small model wider so that it still takes its inputs, or what is twice as large; raises where it has
     none, as where a size that its code holds stays."""
-    discover_widths(config, model_class)
-    inputs = _inputs(model_class(config).eval(), whole=whole)
-    widths = discover_widths(config, model_class, run=lambda wider: _forward(model_class(wider).eval(), inputs))
-    wide = model_class(widths.at(config, 2)).eval()
+    widths = discover_widths(config, model_class)
+    inputs = find(model_class(config).eval())
+
+    def run(wider: Any) -> object:
+        return _forward(model_class(wider).eval(), inputs)
+
     with suppress(Exception):  # whatever a foreign forward pass raises
+        run(widths.at(config, 2))
+        return widths
+    widths = discover_widths(config, model_class, run=run)
+    wide = model_class(widths.at(config, 2)).eval()
+    with suppress(Exception):
         _forward(wide, inputs)
         return widths
-    if inputs_follow(inputs, lambda: _inputs(wide, whole=whole), lambda given: _forward(wide, given)):
+    if inputs_follow(inputs, lambda: find(wide), lambda given: _forward(wide, given)):
         return widths
     raise ShapeError("Some sizes do not follow the fields of its config that are widths.")
-
-
-def _inputs(model: nn.Module, *, whole: bool) -> dict[str, Any]:
-    return generate_inputs(model, lambda given: _forward(model, given), whole=whole)
 
 
 def _forward(model: nn.Module, given: dict[str, Any]) -> object:
