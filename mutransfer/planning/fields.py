@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Kind(StrEnum):
     WINDOW = "side of a window"
     GROUPS = "groups of a norm"
     GRID = "patches a side"
+    FEATURES = "sides of feature maps"
     POOLED = "tokens that an image is pooled to"
     OUTWARD = "another part's width"
     MULTIPLIER = "factor on widths"
@@ -47,6 +49,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.WINDOW, r"(attention_)?window_size(_per_stage)?"),
     (Kind.GROUPS, r"num_groups|norm_num_groups|n_groups|group_(size|width)|gs"),
     (Kind.GRID, r"image_embedding_size"),
+    (Kind.FEATURES, r"(.*_)?(feature|feat)_sizes"),
     (Kind.POOLED, r"mm_tokens_per_image"),
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
@@ -169,6 +172,7 @@ class Field:
         return self.path[:-1]
 
 
+@functools.cache
 def kind_of(name: str, aliases: tuple[str, ...] = ()) -> Kind | None:
     """What a field of this name counts; None where no pattern fits."""
     for kind, pattern in _COMPILED:

@@ -74,7 +74,9 @@ def narrowed(config: Any, fields: Sequence[Field], sizes: Sizes) -> dict[Path, A
         family = [field for field in fields if _without_rope(field.owner) == owner]
         divisor = _of_owner(owner, divisors, default=widest / sizes.width)
         values |= _heads(family, primaries.get(owner, 0), divisor, sizes)
-    return values | _patches_of_images(fields, values) | (_by_factor(config, fields) if sizes.by_factor else {})
+        values |= _whole_heads(family, primaries.get(owner, 0), own_widths, values)
+    values |= _feature_maps(fields, values) | _patches_of_images(fields, values)
+    return values | (_by_factor(config, fields) if sizes.by_factor else {})
 
 
 def _patches_of_images(fields: Sequence[Field], values: Mapping[Path, Any]) -> dict[Path, Any]:
@@ -83,6 +85,18 @@ def _patches_of_images(fields: Sequence[Field], values: Mapping[Path, Any]) -> d
     patches = [f for f in fields if f.kind is Kind.PATCH and isinstance(f.value, int)]
     smallest = min((f.value for f in patches), default=0)
     return {f.path: images[f.value] for f in patches if f.value in images and f.value > smallest}
+
+
+def _feature_maps(fields: Sequence[Field], values: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The sides of feature maps that a config holds are cut with the image they are of: one inside it, or any."""
+    images = [(f, max(numbers(f.value)), max(numbers(values[f.path]))) for f in fields if f.kind is Kind.IMAGE]
+    cut: dict[Path, Any] = {}
+    for field in fields:
+        if field.kind is Kind.FEATURES and images:
+            own = (image for image in images if image[0].owner[: len(field.owner)] == field.owner)
+            _, old, new = next(own, images[0])
+            cut[field.path] = mapped(field.value, lambda side, old=old, new=new: max(1, side * new // old))  # type: ignore[misc]
+    return cut
 
 
 def _by_factor(config: Any, fields: Sequence[Field]) -> dict[Path, Any]:
@@ -166,6 +180,19 @@ def _heads(fields: Sequence[Field], width: int, divisor: float, sizes: Sizes) ->
     for field in heads:
         values[field.path] = mapped(field.value, lambda v: _fewer_heads(v, queries, divisor, by_dim, sizes))
     return values
+
+
+def _whole_heads(
+    fields: Sequence[Field], width: int, own_widths: Mapping[int, int], values: Mapping[Path, Any]
+) -> dict[Path, Any]:
+    """Heads that make up the width together still do, where the code takes their size from one as well as the other."""
+    counts = [field for field in fields if field.kind is Kind.HEADS and isinstance(field.value, int)]
+    most = max(counts, key=lambda field: field.value, default=None)
+    if most is None or not width:
+        return {}
+    exact = [field for field in fields if field.kind is Kind.HEAD_DIM and field.value * most.value == width]
+    narrow, heads = own_widths[width], values.get(most.path) or most.value
+    return {field.path: narrow // heads for field in exact} if narrow % (2 * heads) == 0 else {}
 
 
 def _shorter(value: Any, divisor: int) -> Any:

@@ -39,6 +39,7 @@ ATTEMPTS = (
     Sizes(window=2, groups=4, patches=4),
     Sizes(width=128, patches=4, stage_depth=3),
     Sizes(width=128, patches=8, vocabulary=1024, positions=1024),
+    Sizes(width=256, head_dim=64, patches=4),
     Sizes(width=256, head_dim=64, patches=4, vocabulary=1024, positions=1024),
     Sizes(width=256, head_dim=32, patches=8, vocabulary=1024, positions=1024, apart=False),
     Sizes(width=256, head_dim=128, patches=16, vocabulary=1024, positions=1024),
@@ -169,8 +170,12 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
             length = len(field.value)
             chosen = [i for i in kept if i < length] if length > len(kept) else range(length)
             values[field.path] = type(field.value)(field.value[i] for i in chosen)
+        staged = next((f for f in here if f.kind is Kind.DEPTH and isinstance(f.value, list | tuple)), None)
         for field in (f for f in indices if f.name != "_out_indices"):  # goes with its names, below
-            values[field.path] = _fewer_indices(field.value, len(kept))
+            if staged is not None and _count_blocks(field, staged):
+                values[field.path] = _in_stages(field.value, staged.value, values[staged.path])
+            else:
+                values[field.path] = _fewer_indices(field.value, len(kept))
     return values
 
 
@@ -219,6 +224,20 @@ def _fewer_indices(value: Any, depth: int) -> Any:
     if len(numbers) <= depth:
         return type(value)(depth - len(numbers) + rank for rank in range(len(numbers)))
     return type(value)(v for v in numbers if v < depth) or type(value)([depth - 1])
+
+
+def _count_blocks(indices: Field, staged: Field) -> bool:
+    """Whether indices count the blocks of all stages: some are above the number of stages."""
+    known = all(isinstance(depth, int) for depth in staged.value)
+    return known and isinstance(indices.value, list | tuple) and max(numbers(indices.value)) > len(staged.value)
+
+
+def _in_stages(indices: Any, depths: Sequence[int], fewer: Sequence[int]) -> Any:
+    """Blocks stay at their place in their stage: the first of one is of another kind. Those that are cut off go."""
+    starts, new = ([sum(of[:stage]) for stage in range(len(of))] for of in (depths, fewer))
+    places = [(start, depth, at) for start, depth, at in zip(starts, fewer, new, strict=True)]
+    found = (at + i - start for start, depth, at in places for i in indices if start <= i < start + depth)
+    return type(indices)(found)
 
 
 def _stage_names(config: Any, values: Mapping[Path, Any]) -> dict[Path, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, SwinConfig
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PretrainedConfig, SwinConfig
 
 from mutransfer.planning import rebuild
 from mutransfer.planning.depths import depth_values, twice_as_deep, with_lists
@@ -51,3 +51,20 @@ def test_a_base_that_is_narrower_and_shallower_has_the_narrower_widths_of_its_la
     base = made.base().config
     assert (base.hidden_size, list(base.intermediate_size)) == (32, [128, 128])
     assert made.model().config.intermediate_size == [256, 256, 512, 512]
+
+
+def hiera(**changed: Any) -> PretrainedConfig:
+    """Blocks in stages; some of them, counted through all stages, see everything."""
+    lists = {"blocks_per_stage": [1, 2, 7, 2], "embed_dim_per_stage": [96, 192, 384, 768]}
+    return PretrainedConfig(**(lists | {"global_attention_blocks": [5, 7, 9]} | changed))
+
+
+def test_a_block_stays_at_its_place_in_its_stage() -> None:
+    deep = shrunk_values(hiera(), Sizes(stage_depth=3))
+    assert deep["blocks_per_stage",] == [1, 2, 3, 2]
+    assert deep["global_attention_blocks",] == [5]  # the third of the third stage; none becomes the first of one
+    assert shrunk_values(hiera(), Sizes())["global_attention_blocks",] == []
+
+
+def test_an_index_of_a_stage_is_no_index_of_a_block() -> None:
+    assert shrunk_values(hiera(global_attention_blocks=[1, 3]), Sizes()).get(("global_attention_blocks",)) == [0, 1]

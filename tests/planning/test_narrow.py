@@ -105,3 +105,24 @@ def test_sizes_are_at_most_what_they_were() -> None:
     for sizes in (Sizes(), replace(Sizes(), width=10_000, patches=1000)):
         values = shrunk_values(DepthProConfig(), sizes)
         assert values.get(("patch_model_config", "image_size"), 384) <= 384
+
+
+def test_the_sides_of_feature_maps_are_cut_with_their_image() -> None:
+    inner = PretrainedConfig(image_size=[1024, 1024], embed_dim_per_stage=[96, 192, 384], blocks_per_stage=[1, 2, 7])
+    config = PretrainedConfig(backbone_feature_sizes=[[256, 256], [128, 128], [64, 64]], backbone_config=inner)
+    values = shrunk_values(config, Sizes(patches=4))
+    assert values["backbone_config", "image_size"] == [64, 64]
+    assert values["backbone_feature_sizes",] == [[16, 16], [8, 8], [4, 4]]
+    assert ("backbone_feature_sizes",) not in shrunk_values(
+        PretrainedConfig(backbone_feature_sizes=[[256, 256]]), Sizes()
+    )
+
+
+@pytest.mark.parametrize(("head_dim", "whole"), [(64, True), (128, False)])
+def test_heads_that_make_up_the_width_still_do(head_dim: int, whole: bool) -> None:
+    """Of 768 numbers, cut with another config's 2048 by 32 to 24."""
+    config = PretrainedConfig(hidden_size=768, num_attention_heads=12, head_dim=head_dim)
+    config.wider_config = PretrainedConfig(hidden_size=2048)
+    values = shrunk_values(config, Sizes(apart=False))
+    assert values["hidden_size",] == 24
+    assert (values["head_dim",] * values["num_attention_heads",] == 24) is whole
