@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 import mutransfer as mt
 from mutransfer.check.batches import Generated
 from mutransfer.check.few import TOKENS
 from mutransfer.check.report import FEW
+from mutransfer.convert.parameterize import observe_for, plan_of
 from mutransfer.errors import MutransferError
+from mutransfer.planning.observe import Observed
+from mutransfer.planning.options import Options, make_options
 from mutransfer.planning.sizes import Shapes, shapes_of, without_memory
 from zoo import forms
 from zoo.depth import depth_check, depth_columns
@@ -69,12 +71,15 @@ def _convert(small: Small, row: dict[str, Any]) -> None:
     row["converted"] = False
     torch.manual_seed(0)
     fresh = small.make(2 * small.width)
-    plan = _plan(small, fresh)
+    seen = observe_for(
+        fresh, _options(), small.width, factory=small.make, example_inputs=small.inputs_at(2 * small.width)
+    )
+    plan = plan_of(seen, _options())
     roles = [line.role.value for line in plan]
     row |= {"converted": True, "tensors": len(plan), "form": plan.form}
     row["roles"] = {role: roles.count(role) for role in sorted(set(roles))}
-    _column(row, "attention_scale", lambda: _attention(small, fresh, plan))
-    _column(row, "folded_is_explicit", lambda: _forms(small, fresh, plan))
+    _column(row, "attention_scale", lambda: _attention(seen, plan))
+    _column(row, "folded_is_explicit", lambda: _forms(seen, plan))
     if small.deep is not None:
         depth_columns(small, row, _column)
 
@@ -89,23 +94,22 @@ def _column(row: dict[str, Any], name: str, measure: Callable[[], dict[str, Any]
         row |= {name: False, f"{name}_reason": f"CRASH {type(error).__name__}: {_sentence(error)[:300]}"}
 
 
-def _plan(small: Small, model: nn.Module, **options: Any) -> Any:
-    sizes: dict[str, Any] = {"base": small.width, "factory": small.make}
-    return mt.plan(model, "mup", **sizes, example_inputs=small.inputs_at(2 * small.width), **options)
+def _options(**changed: Any) -> Options:
+    return make_options("mup", "adamw", **changed)
 
 
-def _attention(small: Small, model: nn.Module, plan: Any) -> dict[str, Any]:
+def _attention(seen: Observed, plan: Any) -> dict[str, Any]:
     """Whether every softmax scale can be set, by asking for half of it; nothing where there is no attention."""
     sites = len(plan.base_forward.scales)
     if sites:
-        _plan(small, model, hyperparameters={"attn_mult": 0.5})
+        plan_of(seen, _options(hyperparameters={"attn_mult": 0.5}))
     return {"attention_sites": sites} | ({"attention_scale": True} if sites else {})
 
 
-def _forms(small: Small, fresh: nn.Module, plan: Any) -> dict[str, Any]:
+def _forms(seen: Observed, plan: Any) -> dict[str, Any]:
     """How far the losses of the folded and of the explicit form are apart."""
-    other = _plan(small, fresh, form="explicit" if plan.form == "folded" else "folded")
-    return forms.compare(fresh, (plan, other), small.inputs_at(2 * small.width))
+    other = plan_of(seen, _options(form="explicit" if plan.form == "folded" else "folded"))
+    return forms.compare(seen.model, (plan, other), seen.inputs)
 
 
 # Checks
