@@ -49,29 +49,29 @@ def of_residual_stacks(small: Small) -> Small:
     return replace(small, deep=replace(deep, kept=kept)) if kept < deep.counts else small
 
 
-def _parts(small: Small) -> list[Side]:
-    """The model, and what its inputs do not reach of it by itself."""
+def _parts(small: Small) -> tuple[Sides, ...]:
+    """The model and one twice as deep, and what their inputs do not reach of them by itself."""
     assert small.deep is not None
     inputs = small.inputs(0)
     models = [small.deep(small.width, small.depth * k).eval() for k in (1, 2)]
-    base, deeper = (Side.of(model, trace(model, inputs), inputs) for model in models)
-    try:
-        templates = compare_depths(base.trace.uses, deeper.trace.uses).templates
-    except ShapeError:
-        return [base]
-    return [part.base for part in apart(Sides(base, deeper), templates)]
+    whole = Sides(*(Side.of(model, trace(model, inputs), inputs) for model in models))
+    with suppress(ShapeError):
+        return apart(whole, compare_depths(whole.base.trace.uses, whole.own.trace.uses).templates)
+    return (whole,)
 
 
-def _in_a_row(small: Small, deep: Deeper, path: Path, parts: Sequence[Side]) -> bool:
-    """Whether a number of layers counts blocks that the inputs reach, and none that adds to a stream."""
+def _in_a_row(small: Small, deep: Deeper, path: Path, parts: Sequence[Sides]) -> bool:
+    """Whether a number of layers counts blocks that the inputs reach, and none that adds to a stream, at neither of two
+    depths: the first block of a stage may be the one that does not."""
     alone = replace(small, deep=replace(deep, kept=deep.counts - {path}))
     try:
         stacks = compare_depths(_shapes(small, small.depth), _shapes(alone, 2 * small.depth))
     except ShapeError:
         return False
     stack_of = stacks.templates.stack
-    reached = {stack_of(name) for part in parts for name in reached_by(part.trace)}
-    branches = (branch for part in parts for branch in part.branches)
+    sides = [side for part in parts for side in (part.base, part.own)]
+    reached = {stack_of(name) for side in sides for name in reached_by(side.trace)}
+    branches = (branch for side in sides for branch in side.branches)
     adding = {stack_of(name) for branch in branches for name in (branch.module, *branch.terminals)}
     return not reached.isdisjoint(stacks.deeper) and adding.isdisjoint(stacks.deeper)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +32,7 @@ class Block(nn.Module):
 class Beside(nn.Module):
     """Residual blocks, and layers in a row behind them (a predictor, a projector)."""
 
-    def __init__(self, num_hidden_layers: int, num_decoder_layers: int, halving: int = 0, summed: bool = False) -> None:
+    def __init__(self, num_hidden_layers: int, num_decoder_layers: int, halving: int = 0, summed: int = 99) -> None:
         super().__init__()
         self.summed, self.readout = summed, nn.Linear(WIDTH, 5)
         self.layers = nn.ModuleList(Block(i < halving) for i in range(num_hidden_layers))
@@ -40,8 +41,8 @@ class Beside(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
-        for layer in self.row:
-            x = x + layer(x) if self.summed else functional.gelu(layer(x))
+        for i, layer in enumerate(self.row):
+            x = x + layer(x) if i >= self.summed else functional.gelu(layer(x))
         return self.readout(x)
 
 
@@ -69,8 +70,9 @@ def test_layers_in_a_row_stay_as_many_and_are_named_in_the_row() -> None:
     assert row["in_a_row"] == ["num_decoder_layers"]
 
 
-def test_control_layers_that_add_to_a_stream_are_multiplied() -> None:
-    assert layers(of_residual_stacks(small(summed=True))) == (4, 4)
+@pytest.mark.parametrize("first", [0, 2])
+def test_control_layers_that_add_to_a_stream_are_multiplied_though_the_first_ones_may_not(first: int) -> None:
+    assert layers(of_residual_stacks(small(summed=first))) == (4, 4)
 
 
 def test_the_base_is_so_deep_that_every_kind_of_branch_is_in_it() -> None:
