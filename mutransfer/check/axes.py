@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
-from mutransfer.check.flow import union
+from mutransfer.check.measure import Snapshot
 from mutransfer.check.runs import Run
 from mutransfer.check.shadow import Key, Use
 from mutransfer.planning.templates import Templates
@@ -20,6 +20,9 @@ Kind = Literal["init", "change"]
 Runs = Mapping[int, Sequence[Run]]
 """Size -> one run per seed, the same number everywhere."""
 
+MARGIN = 0.25
+"""Every exponent of every rule is a multiple of 1/2: half the way to the nearest wrong one."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -30,23 +33,28 @@ class Claim:
         init: the exponent at init, or the ends of a range of them; None where the values are not the table's.
         change: the exponent of its change.
         at_most: no more is claimed of the change than that, and nothing of the init.
+        met: the exponents, at init and after training, of the activation that it is multiplied with where that shrinks,
+            and 0 where it keeps its size or grows.
     """
 
     group: Role | Place
     init: tuple[float, float] | None
     change: float
     at_most: bool = False
+    met: tuple[float, float] = (0.0, 0.0)
 
     def exponent(self, kind: Kind, measured: float) -> float | None:
-        """Where a range is claimed, the exponent in it that is nearest to the measured one; None for no claim."""
-        claimed = self.init if kind == "init" else (-math.inf if self.at_most else self.change, self.change)
-        return claimed and min(max(measured, claimed[0]), claimed[1])
+        """Where a range is claimed, the exponent in it that is nearest to the measured one; None for no claim.
 
-    def behind_readouts(self) -> Claim:
-        """Of a use that meets the results of readouts alone, such as those of a bottleneck of fixed size in the middle
-        of a model. They begin at n^-1/2 and grow with training to the size of 1, products of two of them from n^-1:
-        what comes behind may be smaller than the law, not larger."""
-        return replace(self, init=None, at_most=True)
+        Behind the results of a readout in the middle of a model (a bottleneck of fixed size) activations begin at
+        n^-1/2 and grow with training to the size of 1. What meets them begins as small, and changes by anything from
+        that to its law. Their own size is no fault of what meets them.
+        """
+        at_init, trained = self.met
+        if kind == "change":
+            lowest = -math.inf if self.at_most else self.change + trained
+            return min(max(measured, lowest), self.change)
+        return self.init and min(max(measured, self.init[0] + at_init), self.init[1] + at_init)
 
     def as_sum(self) -> Claim:
         """Of a use in which weights are summed over the size before anything meets them, such as DoRA's norm of a row.
@@ -188,19 +196,31 @@ class Pool:
             if key in large
         }
         sums = {key: claim.as_sum() for key, claim in claims.items() if large[key].summed > small[key].summed}
-        behind = {key: claims[key].behind_readouts() for key in self._behind_readouts(runs, claims)}
-        return claims | sums | behind
+        claims |= sums
+        return claims if self.axis.name == "depth" else self._of_what_they_meet(claims, runs)
 
-    def _behind_readouts(self, runs: Runs, claims: Mapping[Key, Claim]) -> Iterator[Key]:
-        """Uses of which all that they meet is small at init by law, or was made of what is."""
-        small: set[int] = set()
-        for use in runs[min(runs)][0].init.uses:
-            claim = claims.get(self.key(use))
-            behind = not use.origins & ~union(1 << 1 + number for number in small) and use.origins != 0
-            if behind or (use.contracts and claim and claim.init and max(claim.init) < 0):
-                small.add(use.number)
-            if claim and behind:
-                yield self.key(use)
+    def _of_what_they_meet(self, claims: Mapping[Key, Claim], runs: Runs) -> dict[Key, Claim]:
+        small, large, octaves = runs[min(runs)], runs[max(runs)], math.log2(max(runs) / min(runs))
+        init = self._met([run.init for run in small]), self._met([run.init for run in large])
+        last = self._met([run.last for run in small]), self._met([run.last for run in large])
+        met = {key: (_shrinks(key, *init, octaves), _shrinks(key, *last, octaves)) for key in claims}
+        return {key: replace(claim, met=met[key]) for key, claim in claims.items()}
+
+    def _met(self, snapshots: Sequence[Snapshot]) -> dict[Key, float]:
+        """Of every pooled use the mean log2 RMS of what it is multiplied with."""
+        found: dict[Key, list[float]] = {}
+        for snapshot in snapshots:
+            for use in snapshot.uses:
+                if use.met:
+                    found.setdefault(self.key(use), []).append(math.log2(use.met))
+        return {key: sum(sizes) / len(sizes) for key, sizes in found.items()}
+
+
+def _shrinks(key: Key, small: Mapping[Key, float], large: Mapping[Key, float], octaves: float) -> float:
+    """An exponent below zero, to a tenth, which is far finer than the margin."""
+    if key not in small or key not in large:
+        return 0.0
+    return min(0.0, round((large[key] - small[key]) / octaves, 1))
 
 
 def _counts(run: Run) -> dict[str, int]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mutransfer.check.axes import Axis, Kind, Pool, Runs
+from mutransfer.check.axes import MARGIN, Axis, Kind, Pool, Runs
 from mutransfer.check.shadow import Key, Use
-from mutransfer.check.slopes import MARGIN, log_sizes_of
+from mutransfer.check.slopes import log_sizes_of
 from mutransfer.check.statistics import Array, intervals
 
 NEIGHBOURS = 2

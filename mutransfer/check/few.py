@@ -3,8 +3,9 @@
 A weight that is applied to N vectors x_j moves by the sum over them of g_j x_j^T. Applied to x_i, that is |x_i|^2 g_i,
 which grows as its fan-in n, and a sum over the others, which grows as sqrt(N n): the law is that of n far larger than
 N. Images, sound and long sequences have thousands of positions. So a weight learns from the few that have the largest
-gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. Weights
-that meet the data itself are left alone, for their fan-in is one number at all widths.
+gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. So do
+linear and convolutional layers and matrix products, also of weights that are made of parameters and buffers; `einsum`,
+products of batches of matrices, recurrent layers and the inside of `nn.MultiheadAttention` learn from all positions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from mutransfer.planning.calls import tensors_in
 
 TOKENS = 8
 """Positions per step: far fewer than the smallest width, since the tables assume full alignment."""
@@ -25,6 +29,7 @@ TOKENS = 8
 _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
 _WITH_BIAS = ("input", "weight", "bias")
 _PRODUCTS = frozenset({torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__})
+_WRITES = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"})
 
 Key = tuple[str, int]
 """A parameter's name and the number of the product that it is in, in execution order."""
@@ -88,12 +93,14 @@ class _Learned(torch.autograd.Function):
         return cast(Tensor, ctx.out.detach())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *signals: Tensor) -> Any:
         inputs, weight, bias = ctx.leaves
         rest = [t for t in (inputs, bias) if t is not None and t.requires_grad]
-        whole = dict(zip(map(id, rest), torch.autograd.grad(ctx.out, rest, signals[0], retain_graph=True), strict=True))
-        (own,) = torch.autograd.grad(ctx.out, weight, ctx.at_few(signals[0]))
-        return whole[id(inputs)], own, whole.get(id(bias)), None, None
+        of_rest = torch.autograd.grad(ctx.out, rest, signals[0], retain_graph=True) if rest else ()
+        whole = dict(zip(map(id, rest), of_rest, strict=True))
+        (own,) = torch.autograd.grad(ctx.out, weight, ctx.at_few(signals[0]), retain_graph=True)  # a loss may ask twice
+        return whole.get(id(inputs)), own, whole.get(id(bias)), None, None
 
 
 class FewPositions(TorchFunctionMode):
@@ -112,6 +119,7 @@ class FewPositions(TorchFunctionMode):
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._chosen: dict[Key, Chosen] = {}
         self._counts: dict[str, int] = {}
+        self._buffers = {id(buffer) for buffer in model.buffers()}
         self._made: dict[int, tuple[Tensor, str]] = {}  # from parameters alone; kept, for they are told by address
 
     def __enter__(self) -> Self:
@@ -130,7 +138,7 @@ class FewPositions(TorchFunctionMode):
         product = _product(func, args, given)
         name = self._name(product.weight) if product and not self._name(product.inputs) else None
         if product is None or name is None:
-            return self._followed(args, func(*args, **given))
+            return self._followed(func, (*args, *given.values()), func(*args, **given))
         self._counts[name] = number = self._counts.get(name, -1) + 1
         return self._run(product, (name, number))
 
@@ -138,16 +146,18 @@ class FewPositions(TorchFunctionMode):
         """The parameter that a tensor is, or is made of alone."""
         return self._parameters.get(id(tensor)) or self._made.get(id(tensor), (tensor, None))[1]
 
-    def _followed(self, args: tuple[Any, ...], out: Any) -> Any:
-        names = [self._name(arg) for arg in args if isinstance(arg, Tensor)]
+    def _followed(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """What parameters and buffers make is followed, until something else is written into it."""
+        names = [self._name(tensor) for tensor in tensors_in(args) if id(tensor) not in self._buffers]
         if names and names[0] and all(names) and isinstance(out, Tensor):
             self._made[id(out)] = out, names[0]
+        elif args and _writes(func):
+            self._made.pop(id(args[0]), None)
         return out
 
     def _run(self, product: _Product, key: Key) -> Tensor:
         if torch.is_grad_enabled():
-            learned = product.inputs.requires_grad and product.weight.requires_grad
-            if not learned or product.has_few_positions:
+            if not product.weight.requires_grad or product.has_few_positions:
                 return product.result
             tensors = product.inputs, product.weight, product.bias
             return cast(Tensor, _Learned.apply(*tensors, product, partial(self._at_few, key, product.across)))  # type: ignore[no-untyped-call]
@@ -159,13 +169,20 @@ class FewPositions(TorchFunctionMode):
     def _at_few(self, key: Key, across: int, signal: Tensor) -> Tensor:
         """The gradient of a result, at the positions that count alone."""
         rows = rows_of(signal, across)
-        if len(rows) <= TOKENS:
+        sizes = rows.norm(dim=-1)
+        if len(rows) <= TOKENS or not bool(sizes.any()):
             return signal
-        if key not in self._chosen:
-            self._chosen[key] = Chosen(len(rows), rows.norm(dim=-1).topk(TOKENS).indices)
-        chosen = self._chosen[key]
+        chosen = self._chosen.get(key)
+        if chosen is None or chosen.of != len(rows):  # an expert's tokens may be others in another step
+            chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(TOKENS).indices)
         kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
         return signal * kept.view(signal.movedim(across, -1).shape[:-1]).unsqueeze(across)
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def rows_of(out: Tensor, across: int) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import operator
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,10 +16,6 @@ _COPIES = frozenset({"clone", "_to_copy", "neg", "_unsafe_view", "contiguous"})
 _PRODUCTS = frozenset({"bmm", "baddbmm"})
 _KEEPS = frozenset({"add", "sub", "cat", "masked_fill", "where", "index"})
 _SDPA = "_scaled_dot_product"
-_NORMALIZES = ("layer_norm", "batch_norm", "group_norm", "rms_norm", "softmax", "sigmoid")
-"""Part of the names of what gives a result of one size to an input of any."""
-ELSEWHERE = 1
-"""The origin of what is no contraction's result: data, and what was brought to one size."""
 _MASKED = -1e9
 """Logits below it are a mask, not a product."""
 
@@ -40,7 +34,6 @@ class Flow:
         unit: the vectors of both had length 1 before numbers multiplied them.
         sources: for such a product, the uses that its two factors came from.
         ancestors: bit set of the activations it was made from.
-        origins: bit set of the uses that contract, one bit up, of whose results it was made entry by entry.
     """
 
     uses: tuple[tuple[int, float], ...] = ()
@@ -51,7 +44,6 @@ class Flow:
     unit: bool = False
     sources: tuple[int, ...] = ()
     ancestors: int = 0
-    origins: int = ELSEWHERE
 
     def times(self, number: float) -> Flow:
         uses = self.uses if self.is_part else tuple((use, gain * number) for use, gain in self.uses)
@@ -115,13 +107,8 @@ class Flows:
     def of(self, tensor: Tensor) -> Flow:
         return self._flows.get(storage(tensor), Flow(numel=tensor.numel()))
 
-    def follow(self, call: Call, out: Tensor, uses: Sequence[int], contracts: Sequence[int], module: str) -> None:
-        """Notes what `out` is, given what the call's activations were.
-
-        Args:
-            uses: those that this call itself makes.
-            contracts: of these, what is contracted or looked up.
-        """
+    def follow(self, call: Call, out: Tensor, uses: Sequence[int], module: str) -> None:
+        """Notes what `out` is, given what the call's activations were; `uses` are those that this call itself makes."""
         tensors = [t for _, t in call.operands()]
         activations = [t for t in tensors if not self.is_constant(t)]
         flows = [self._part(t) for t in activations]
@@ -129,12 +116,8 @@ class Flows:
         self._last_use = max(uses, default=self._last_use)
         self._read_stream(call, activations, out, module)
         flow = self._made_by(call, activations, tensors, flows, [(use, 1.0) for use in uses])
-        ancestors, origins = self._ancestry(activations, flows), self._origins(call, flows, contracts)
-        self._flows[storage(out)] = replace(flow, ancestors=ancestors, origins=origins, numel=out.numel())
-
-    def origins(self, tensors: Iterable[Tensor]) -> int:
-        """See `Flow`, of several activations together."""
-        return union(self.of(t).origins for t in tensors if not self.is_constant(t))
+        ancestors = self._ancestry(activations, flows)
+        self._flows[storage(out)] = replace(flow, ancestors=ancestors, numel=out.numel())
 
     def _part(self, tensor: Tensor) -> Flow:
         flow = self.of(tensor)
@@ -205,13 +188,6 @@ class Flows:
             bits |= flow.ancestors | 1 << self._order.setdefault(storage(tensor), len(self._order))
         return bits
 
-    def _origins(self, call: Call, flows: list[Flow], contracts: Sequence[int]) -> int:
-        if contracts:
-            return union(ELSEWHERE << 1 + use for use in contracts)
-        if any(part in call.name for part in _NORMALIZES):
-            return ELSEWHERE
-        return union(flow.origins for flow in flows) or ELSEWHERE
-
     def _read_attention(self, call: Call, flows: list[Flow], module: str) -> None:
         if call.name.startswith(_SDPA):
             q, k = call.arguments["query"], call.arguments["key"]
@@ -241,11 +217,6 @@ class Flows:
                 self.stream[_unused(module, self.stream)] = out.float().clone()
                 self.sums.append(Sum(_added(x, branch, out), _added(branch, x, out), self._last_use))
                 return
-
-
-def union(sets: Iterable[int]) -> int:
-    """Of bit sets."""
-    return functools.reduce(operator.or_, sets, 0)
 
 
 def _added(one: Tensor, other: Tensor, out: Tensor) -> float:

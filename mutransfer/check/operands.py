@@ -123,6 +123,16 @@ def contribution(call: Call, operand: Operand, shadow: Tensor) -> Tensor:
     return whole - call.run({operand: dict(call.operands())[operand] - shadow})
 
 
+def factors_of(call: Call, operand: Operand) -> list[Tensor]:
+    """What a contribution is a product with; nothing where it is added, where rows of it are looked up, or where the op
+    first brings its input to one size."""
+    added = LINEAR.get((call.name, operand[0]))
+    if added is None or call.name in LOOKUPS or call.name == "div" or "norm" in call.name:
+        return []
+    others = ((other, tensor) for other, tensor in call.operands() if other != operand and other[0] not in added)
+    return [tensor for _, tensor in others if tensor.is_floating_point()]
+
+
 def combined(call: Call, shadows: Mapping[Operand, Tensor], *, initial: bool) -> Tensor:
     """One parameter's share of a value that is made of parameters alone, such as `1 + w` or `g * v / |v|`.
 

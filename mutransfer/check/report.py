@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mutransfer.check.axes import AxisName
+from mutransfer.check.axes import MARGIN, AxisName
 from mutransfer.check.settings import Setting
-from mutransfer.check.slopes import MARGIN, Listed, Slope
+from mutransfer.check.slopes import Listed, Slope
 from mutransfer.check.verdict import Culprit, Softmax, Verdict
 from mutransfer.errors import few
 from mutransfer.records import jsonable, write_json
@@ -148,6 +148,7 @@ class CoordReport:
             f"softmax scale of {s.site}: x{s.measured:.4g}, the table says x{s.expected:.4g}" for s in self.softmax
         ]
         lines += [f"note: {note}" for note in self.notes]
+        lines += self._behind_what_shrinks()
         lines += _not_judged(self.listed)
         if self.control is not None:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
@@ -159,6 +160,16 @@ class CoordReport:
                 "updates align only partly, and exponents come out low. Give fewer positions or larger widths."
             )
         return lines
+
+    def _behind_what_shrinks(self) -> list[str]:
+        """Where a forward pass makes activations that shrink, what meets them is held to its law relative to them."""
+        behind = [slope for slope in self.judged if slope.met < -MARGIN and slope.kind == "init"]
+        if not behind:
+            return []
+        return [
+            f"note: {behind[0].name} and {len(behind) - 1} more meet activations that shrink with width "
+            f"(n^{behind[0].met:+.1f} at init), as behind a bottleneck of fixed size: held relative to these"
+        ]
 
     def _sizes_of_kept(self) -> list[str]:
         """The first module of a kept model whose output does not keep its size, as a pretrained one's does."""

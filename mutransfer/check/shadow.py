@@ -18,7 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.check.few import Chosen, rows_of
 from mutransfer.check.flow import Flows, rms, storage
-from mutransfer.check.operands import LOOKUPS, Call, Operand, combined, contribution, fan_in, features_dim, reduced
+from mutransfer.check.operands import (
+    LOOKUPS,
+    Call,
+    Operand,
+    combined,
+    contribution,
+    factors_of,
+    fan_in,
+    features_dim,
+    reduced,
+)
 
 _LITERALS = frozenset({"lift", "lift_fresh", "lift_fresh_copy"})
 """What `torch.tensor(0.5)` comes to inside a forward pass."""
@@ -42,8 +52,7 @@ class Use:
         size: RMS of the contribution as it enters what follows.
         entries: its own number.
         summed: number of its entries that were put together in one before anything met them; 1 for the weight itself.
-        number: among all uses of the forward pass, in execution order.
-        origins: of the activations that it meets, see `Flow`.
+        met: RMS of the activation that it is multiplied with; 0 where it is with none.
     """
 
     parameter: str
@@ -57,12 +66,7 @@ class Use:
     size: float
     entries: int
     summed: int
-    number: int
-    origins: int
-
-    @property
-    def contracts(self) -> bool:
-        return self.fan_in > 1 or self.lookup
+    met: float
 
     @property
     def key(self) -> Key:
@@ -167,14 +171,14 @@ class ShadowMode(TorchDispatchMode):
     def _record(
         self, call: Call, operands: Mapping[Operand, Tensor], shares: Mapping[Operand, Mapping[str, Tensor]]
     ) -> range:
-        first, origins = len(self.uses), self.flows.origins(operands.values())
+        first = len(self.uses)
         for operand, by_parameter in shares.items():
             tensor = operands[operand]
             for parameter, share in by_parameter.items():
-                self.uses.append(self._use(call, operand, tensor, parameter, share, origins))
+                self.uses.append(self._use(call, operand, tensor, parameter, share))
         return range(first, len(self.uses))
 
-    def _use(self, call: Call, operand: Operand, tensor: Tensor, parameter: str, share: Tensor, origins: int) -> Use:
+    def _use(self, call: Call, operand: Operand, tensor: Tensor, parameter: str, share: Tensor) -> Use:
         own, contracted = contribution(call, operand, share), fan_in(call, operand, tensor)
         index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
         fan_out = share.numel() // contracted
@@ -187,7 +191,8 @@ class ShadowMode(TorchDispatchMode):
             contracted, fan_out = made.fan_ins[parameter], share.numel()
         lookup, summed = call.name in LOOKUPS or made.lookup, made.summed.get(parameter, 1)
         sizes = contracted, fan_out, positions, rms(own), self._entries[parameter], summed
-        return Use(parameter, index, call.name, self._module(), lookup, *sizes, len(self.uses), origins)
+        met = min((rms(t) for t in factors_of(call, operand) if not self._is_constant(t)), default=0.0)
+        return Use(parameter, index, call.name, self._module(), lookup, *sizes, met)
 
     def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
         """A weight's contribution at the positions that count, (positions, features); None where all do."""
@@ -213,8 +218,7 @@ class ShadowMode(TorchDispatchMode):
         if meets and call.name not in _LITERALS:
             self._constants.discard(storage(out))
             self._made.pop(storage(out), None)  # an activation was added in place, as an LSTM does to its gates
-            contracts = [use for use in uses if self.uses[use].contracts]
-            self.flows.follow(call, out, uses, contracts, self._module())
+            self.flows.follow(call, out, uses, self._module())
         elif shares and out.is_floating_point():
             lookup = call.name in LOOKUPS or any(self._made[storage(operands[o])].lookup for o in shares)
             before = self._made.get(storage(out)) if call.func._schema.is_mutable else None

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from mutransfer.check.axes import Axis, Claim, Kind, Pool, Runs
+from mutransfer.check.axes import MARGIN, Axis, Claim, Kind, Pool, Runs
 from mutransfer.check.measure import Site, What
 from mutransfer.check.runs import Run
 from mutransfer.check.shadow import Key, Use
@@ -19,9 +19,6 @@ from mutransfer.rules.table import Role
 
 K = TypeVar("K")
 Status = Literal["inside", "outside", "undecided"]
-
-MARGIN = 0.25
-"""Every exponent of every rule is a multiple of 1/2: half the way to the nearest wrong one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Slope:
         parameter, op: the parameter's name alone, and what uses it.
         in_first: of a template's init, the exponent in the first block alone, which no other block stands in front of.
         at_most: where no more is claimed than that, the law being the exponent below it that is nearest to the value.
+        met: the exponent of the activation that it is multiplied with, where that shrinks: the law is relative to it.
     """
 
     name: str
@@ -58,6 +56,7 @@ class Slope:
     place: Place | None = None
     in_first: float | None = None
     at_most: float | None = None
+    met: float = 0.0
 
     @property
     def group(self) -> str:
@@ -128,7 +127,8 @@ def _slope(
     numbers, law = (interval.value, interval.low, interval.high), claim.exponent(kind, interval.value)
     role, place = (claim.group, None) if isinstance(claim.group, Role) else (None, claim.group)
     at_most = claim.change if claim.at_most else None
-    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, parameter, op, place, at_most=at_most)
+    met = claim.met[kind == "change"]
+    return Slope(name, "parameter", kind, *numbers, sizes, order, role, law, parameter, op, place, None, at_most, met)
 
 
 def activation_slopes(runs: Runs, axis: Axis) -> list[Slope]:

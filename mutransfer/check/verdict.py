@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mutransfer.check.axes import AxisName, Runs
+from mutransfer.check.axes import MARGIN, AxisName, Runs
 from mutransfer.check.blocks import OddBlock
 from mutransfer.check.flow import SoftmaxScale
 from mutransfer.check.runs import Run
 from mutransfer.check.settings import Setting
-from mutransfer.check.slopes import MARGIN, Slope
+from mutransfer.check.slopes import Slope
 from mutransfer.rules.optimizers import Optimizer
 from mutransfer.rules.scale import Scale
 from mutransfer.rules.table import Parameterization, Role

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -51,9 +52,13 @@ def test_bottleneck_passes_though_what_lies_behind_begins_small() -> None:
     assert report.verdict == "pass", str(report)
 
 
-def test_what_grows_behind_a_bottleneck_is_found() -> None:
-    """Negative control: an upper bound is still a bound."""
-    report = check(with_hidden_lr(1.0))
+@pytest.mark.parametrize("power", [1.0, 0.5, -0.5, -1.0])
+@pytest.mark.parametrize("cell", ["lr", "init_std"])
+def test_wrong_cell_is_found_behind_a_bottleneck_as_anywhere(cell: str, power: float) -> None:
+    """Negative control: what shrinks is let off by as much as what it meets shrinks, not more."""
+    family = {"family": "adam"} if cell == "lr" else {}
+    wrong = PARAMETERIZATIONS["mup"].with_cell(Role.HIDDEN, cell, lambda own: own * m_in**power, **family)
+    report = check(wrong)
     assert report.verdict == "fail"
     assert report.culprits[0].name == "hidden.weight"
 

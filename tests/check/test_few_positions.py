@@ -78,15 +78,78 @@ def test_batches_of_few_positions_train_bitwise_as_ever() -> None:
     assert torch.equal(layer.weight.grad, plain)
 
 
-def test_weight_that_meets_the_data_itself_learns_from_all() -> None:
-    """Its fan-in is that of the data, at every width: how far its updates align does not depend on the width."""
+def test_weight_that_meets_the_data_itself_learns_from_few_too() -> None:
+    """Frozen features of any width are data as well."""
     torch.manual_seed(0)
     layer, x = nn.Linear(6, 5), torch.randn(40, 6)
     signal = torch.randn(40, 5)
+    kept = torch.zeros(40, 1).index_fill(0, signal.norm(dim=1).topk(TOKENS).indices, 1.0)
     with FewPositions(layer):
         out = layer(x)
     (found,) = torch.autograd.grad(out, layer.weight, signal)
-    torch.testing.assert_close(found, signal.T @ x)
+    torch.testing.assert_close(found, (signal * kept).T @ x)
+
+
+def test_positions_are_chosen_once_there_is_a_gradient() -> None:
+    """Behind a readout that begins at zero nothing has one in the first step."""
+    layer, x = nn.Linear(4, 4), torch.randn(40, 4, requires_grad=True)
+    mode = FewPositions(layer)
+    signal = torch.zeros(40, 4)
+    signal[30:] = 1.0
+    for given in (torch.zeros(40, 4), signal):
+        with mode:
+            out = layer(x)
+        (found,) = torch.autograd.grad(out, layer.weight, given)
+    assert bool(found.any())
+
+
+def test_another_number_of_positions_in_a_later_step_is_taken() -> None:
+    """An expert does not see as many tokens in every step."""
+    layer = nn.Linear(4, 4)
+    mode = FewPositions(layer)
+    for count in (40, 41):
+        with mode:
+            out = layer(torch.randn(count, 4, requires_grad=True))
+        out.sum().backward()
+
+
+def test_loss_may_take_a_gradient_by_itself() -> None:
+    """As an adversarial weight does."""
+    layer, x = nn.Linear(4, 4), torch.randn(40, 4, requires_grad=True)
+    with FewPositions(layer):
+        out = layer(x)
+    torch.autograd.grad(out.sum(), layer.weight, retain_graph=True)
+    out.square().sum().backward()
+
+
+@pytest.mark.parametrize("how", ["mask", "list", "in place"])
+def test_what_is_made_of_weights_and_buffers_is_a_weight_until_activations_are_written_into_it(how: str) -> None:
+    class Made(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.randn(2, 6))
+            self.token = nn.Parameter(torch.randn(1, 6))
+            self.register_buffer("mask", torch.ones(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "mask":
+                return nn.functional.linear(x, self.a * self.mask)
+            if how == "list":
+                return nn.functional.linear(x, torch.cat([self.a, self.b]))
+            z = self.token.repeat(len(x), 1)
+            z += x
+            return nn.functional.linear(z, self.a)
+
+    torch.manual_seed(0)
+    model, x = Made(), torch.randn(40, 6, requires_grad=True)
+    plain = model(x)
+    signal = torch.randn_like(plain)
+    kept = torch.zeros(40, 1).index_fill(0, signal.norm(dim=1).topk(TOKENS).indices, 1.0)
+    (expected,) = torch.autograd.grad(plain, model.a, signal * kept)
+    with FewPositions(model):
+        out = model(x)
+    (found,) = torch.autograd.grad(out, model.a, signal)
+    torch.testing.assert_close(found, expected)
 
 
 def test_positions_stay_those_of_the_first_step() -> None:
