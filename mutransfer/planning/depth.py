@@ -21,6 +21,7 @@ from mutransfer.planning.places import (
     beside_the_branches,
     in_no_branch,
     inner_parameters,
+    readouts_of_blocks,
     unexplained,
 )
 from mutransfer.planning.proofs import Proofs, prove, small_enough
@@ -210,8 +211,10 @@ def _place(
     part: Sides, branches: Sequence[Branch], given: Mapping[str, Place], templates: Templates, modules: Sequence[str]
 ) -> _Placed:
     trace = part.own.trace
-    places = assign_places(trace, branches, templates, given)
-    lost = [name for name in unexplained(places, trace, part.own.branches, templates) if name not in given]
+    of_one, of_other = (readouts_of_blocks(side.trace, side.branches, templates) for side in (part.base, part.own))
+    heads = of_one & of_other
+    places = assign_places(trace, branches, templates, given, heads)
+    lost = [name for name in unexplained(places, trace, part.own.branches, templates, heads) if name not in given]
     offset = frozenset().union(*(branch.offset for branch in branches))
     return _Placed(places, lost and _repeated(lost, part, templates), offset, modules)
 
@@ -293,7 +296,7 @@ def _verdict(branch: Branch, proofs: Proofs, templates: Templates) -> tuple[str,
     if branch.kind == "projection":
         return "it is added to a projection of the stream, and repeats with depth", None
     key = key_of(branch, templates)
-    return proofs.why.get(key, "the base has none like it"), proofs.outputs.get(key)
+    return proofs.why.get(key, "the base has none like it, a deeper one may"), proofs.outputs.get(key)
 
 
 def _refuse_unproven(branch: Branch, why: str, path: str | None, last: str) -> None:
@@ -327,6 +330,6 @@ def _refuse_unexplained(lost: Sequence[str], places: Mapping[str, Place], templa
             pattern = lost[0]  # of a flat list of layers the index is all that tells a parameter from others
         raise RoleError(
             f"{lost[0]!r} stands in a block that repeats with depth, and in no residual branch: no depth rule is known "
-            f"for it. Say what it is with roles={{{pattern!r}: '{Place.INNER}'}} (one of "
-            f"{', '.join(Place)}), or use a table without depth rules."
+            "for it. Give a base with as many of these blocks, say what it is with "
+            f"roles={{{pattern!r}: '{Place.INNER}'}} (one of {', '.join(Place)}), or use a table without depth rules."
         )

@@ -12,9 +12,15 @@ from mutransfer.planning.stacks import block_of
 from mutransfer.planning.templates import Templates
 from mutransfer.rules.depth import Place
 
+_SUMS = {"add", "sub", "sum", "mean"}
+
 
 def assign_places(
-    trace: Trace, branches: Sequence[Branch], templates: Templates, given: Mapping[str, Place] | None = None
+    trace: Trace,
+    branches: Sequence[Branch],
+    templates: Templates,
+    given: Mapping[str, Place] | None = None,
+    readouts: Collection[str] = (),
 ) -> dict[str, Place]:
     """Every parameter's place: outside, inner, terminal, or norm on the stream.
 
@@ -23,6 +29,7 @@ def assign_places(
         branches: those of it that repeat with depth.
         templates: of the model and a base of another depth.
         given: the user's own, which win.
+        readouts: templates of what is outside, reached or not. See `readouts_of_blocks`.
 
     Raises:
         RoleError: a terminal that is used inside a branch as well, so that it can hold no factor; or a parameter of a
@@ -40,7 +47,8 @@ def assign_places(
     places: dict[str, Place] = dict.fromkeys(trace.uses, Place.OUTSIDE) | dict.fromkeys(inner, Place.INNER)
     places |= dict.fromkeys(norms, Place.STREAM_NORM) | dict.fromkeys(terminals, Place.TERMINAL)
     places |= given or {}
-    places |= dict.fromkeys(_unread(places, trace, templates, given or {}), Place.INNER)
+    settled = {*(given or {}), *(name for name in trace.uses if templates.of(name) in readouts)}
+    places |= dict.fromkeys(_unread(places, trace, templates, settled), Place.INNER)
     return places
 
 
@@ -52,15 +60,53 @@ def _of_blocks(norms: Sequence[str], trace: Trace, templates: Templates) -> froz
 
 
 def unexplained(
-    places: Mapping[str, Place], trace: Trace, branches: Sequence[Branch], templates: Templates
+    places: Mapping[str, Place],
+    trace: Trace,
+    branches: Sequence[Branch],
+    templates: Templates,
+    readouts: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Parameters outside that stand in a block which repeats, and in no branch at all: no rule is known for them.
 
     Args:
         branches: all of the trace, so that blocks which add to a projection are known.
+        readouts: as for `assign_places`.
     """
-    lost = in_no_branch(trace, branches, templates)
+    lost = {n for n in in_no_branch(trace, branches, templates) if templates.of(n) not in readouts}
     return tuple(name for name, place in places.items() if place is Place.OUTSIDE and name in lost)
+
+
+def readouts_of_blocks(trace: Trace, branches: Sequence[Branch], templates: Templates) -> frozenset[str]:
+    """Templates of parameters in stacks that have one part for every block of another stack, which reads the stream
+    there and whose result leaves the model: auxiliary heads. Not of layers in a row, nor where two of them are summed.
+
+    Args:
+        branches: all of the trace.
+    """
+    lineage, adds = Lineage(trace), [trace.ops[branch.op] for branch in branches]
+    adding = {templates.stack(name) for branch in branches for name in (branch.module, *branch.terminals)}
+    parts: dict[str, dict[str, list[Op]]] = {}
+    for name in trace.uses:
+        stack = templates.stack(name)
+        if stack is not None and stack not in adding:
+            parts.setdefault(stack, {}).setdefault(block_of(name, templates), []).extend(_ops_of(name, trace))
+    heads = {
+        stack for stack, own in parts.items() if any(own.values()) and _are_apart(lineage, list(own.values()), adds)
+    }
+    return frozenset(templates.of(name) for name in trace.uses if templates.stack(name) in heads)
+
+
+def _are_apart(lineage: Lineage, parts: Sequence[Sequence[Op]], adds: Sequence[Op]) -> bool:
+    """Whether no residual sum reads what the parts give, and no part reads, or is summed with, another one."""
+    made = [[value for op in part for value in op.outputs] for part in parts]
+
+    def behind(op: Op) -> set[int]:
+        return {n for n, own in enumerate(made) if any(lineage.descends(v, out) for v in op.inputs for out in own)}
+
+    own = {lineage.trace.index(op): {number} for number, part in enumerate(parts) for op in part}
+    joins = [op for i, op in enumerate(lineage.trace.ops) if i in own or op.name.rstrip("_") in _SUMS]
+    met = (behind(op) | own.get(lineage.trace.index(op), set()) for op in joins)
+    return not any(map(behind, adds)) and all(len(numbers) < 2 for numbers in met)
 
 
 def in_no_branch(trace: Trace, branches: Sequence[Branch], templates: Templates) -> frozenset[str]:
@@ -151,7 +197,7 @@ def _bypassed(lineage: Lineage, op: Op, value: int) -> bool:
     return False
 
 
-def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates, given: Mapping[str, Place]) -> list[str]:
+def _unread(places: Mapping[str, Place], trace: Trace, templates: Templates, given: Collection[str]) -> list[str]:
     """Gains and biases of a block that nothing reads, which no rule changes; anything else there is refused."""
     unreached = [
         name

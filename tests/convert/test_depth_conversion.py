@@ -323,6 +323,53 @@ def test_stem_and_readout_in_one_list_with_the_blocks_are_outside():
     assert {line.m_depth for line in plan if line.place is not Place.OUTSIDE} == {3.0}
 
 
+class Heads(nn.Module):
+    """A readout behind every block."""
+
+    def __init__(self, depth):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.blocks = nn.Embedding(9, 8), nn.ModuleList(zoo.PreNorm() for _ in range(depth))
+        self.heads = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+
+    def forward(self, ids):
+        states = [self.embed(ids)]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return self.read(states[1:])
+
+    def read(self, states):
+        return torch.stack([head(x) for head, x in zip(self.heads, states, strict=True)])
+
+
+class LastHead(Heads):
+    def read(self, states):
+        return self.heads[-1](states[-1])
+
+
+class SummedHeads(Heads):
+    def read(self, states):
+        return super().read(states).sum(0)
+
+
+class HeadsInARow(Heads):
+    def read(self, states):
+        return nn.Sequential(*self.heads)(states[-1])
+
+
+@pytest.mark.parametrize("model", [Heads, LastHead])
+def test_a_readout_behind_every_block_is_outside_reached_or_not(model):
+    plan = mt.plan(model(4), "completep", base=model(2), example_inputs=torch.arange(5)[None])
+    assert {line.place for line in plan if line.name.startswith("heads.")} == {Place.OUTSIDE}
+    assert {line.place for line in plan if line.name.startswith("blocks.")} == {Place.INNER, Place.TERMINAL}
+
+
+@pytest.mark.parametrize("model", [SummedHeads, HeadsInARow])
+def test_control_readouts_that_are_summed_or_in_a_row_are_refused(model):
+    with pytest.raises(mt.MutransferError, match="in no residual branch"):
+        mt.plan(model(4), "completep", base=model(2), example_inputs=torch.arange(5)[None])
+
+
 def in_a_row(depth, *, between=1):
     """Blocks, layers without a sum that all of the stream passes through, and as many blocks behind each."""
     torch.manual_seed(0)
