@@ -82,17 +82,19 @@ class Crossed(nn.Module):
 
 
 class FirstQueries(nn.Module):
-    """Learned queries that attend to one another before they read an input (a Q-Former, one for all samples)."""
+    """Learned queries that attend to one another before they read an input (a Q-Former, one for all samples), with
+    positions in front of every attention."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.queries, self.norm = nn.Parameter(torch.randn(1, 3, WIDTH)), nn.LayerNorm(WIDTH)
+        self.queries, self.places = (nn.Parameter(torch.randn(1, 3, WIDTH)) for _ in range(2))
+        self.norm = nn.LayerNorm(WIDTH)
         self.blocks, self.readout = nn.ModuleList(QueryBlock() for _ in range(depth)), _linear(WIDTH, 5)
 
     def forward(self, seen: Tensor) -> Tensor:
         x = self.norm(self.queries)
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, self.places, seen)
         return self.readout(x)
 
 
@@ -102,9 +104,9 @@ class QueryBlock(nn.Module):
         self.attention, self.read, self.value, self.o = Attention(), _linear(), _linear(), _linear()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        queries = self.read(self.norm2(x)) * 0.5
+    def forward(self, x: Tensor, places: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x) + places)
+        queries = self.read(self.norm2(x) + places) * 0.5
         logits = torch.bmm(queries.expand(len(seen), -1, -1), seen.transpose(-1, -2))
         return x + self.o(logits.softmax(-1) @ self.value(seen))
 

@@ -150,11 +150,21 @@ def _residual_adds(lineage: Lineage) -> list[_Add]:
             lineage.join(add.result, add.skip)
         elif (begins := add or _projection(lineage, index, op)) is not None:
             candidates.append(begins)
+    adds = _going_on(lineage, adds)
     adds += _beginning(lineage, adds, candidates)
     adds.sort(key=lambda add: add.op)
     for number, add in enumerate(adds):
         add.inside = _enclosing(lineage, adds, number)
     return adds
+
+
+def _going_on(lineage: Lineage, adds: Sequence[_Add]) -> list[_Add]:
+    """Less sums with what no input reaches that are no stream: positions in front of an attention, which has read them
+    before."""
+    streams = {value for add in adds for value in _through_norms(lineage, add.skip)}
+    producers = ((add, lineage.trace.producer(add.skip)) for add in adds)
+    reached = ((add, add.skip in lineage.trace.given if op is None else not op.static) for add, op in producers)
+    return [add for add, is_reached in reached if is_reached or add.result in streams]
 
 
 def _beginning(lineage: Lineage, adds: Sequence[_Add], candidates: Sequence[_Add]) -> list[_Add]:
