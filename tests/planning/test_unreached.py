@@ -147,3 +147,30 @@ class Unknown(Tower):
 def test_a_part_that_runs_on_no_guess_proves_nothing():
     with pytest.raises(RoleError, match=r"'idle.positions' .* never used"):
         planned(Unknown)
+
+
+class Predictor(nn.Module):
+    """Mixes a token of its own with hidden states at given positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.randn(3, 1, 1, width))
+
+    def forward(self, states: Tensor, context_mask: list[Tensor]) -> Tensor:
+        kept = torch.cat([states.gather(1, m[..., None].expand(*m.shape, states.shape[-1])) for m in context_mask])
+        return kept + self.mask_token[1].expand(*kept.shape[:2], -1)
+
+
+class Filtered(Predictor):
+    """The same, from a mask that only its own caller can make."""
+
+    def forward(self, states: Tensor, context_mask: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(states, [context_mask["of the caller"]])
+
+
+def test_a_part_that_takes_lists_of_positions_is_run_alone() -> None:
+    line = planned(Predictor)["idle.mask_token"]
+    assert (line.role.value, line.m_out) == ("input", 4)
+    assert "not reached" in line.why
+    with pytest.raises(RoleError, match=r"'idle.mask_token' .* never used in the traced forward pass"):
+        planned(Filtered)
