@@ -54,7 +54,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.FIXED, r"chunk_size_feed_forward|(input|output)_size|type_vocab_size|.*(kernel|stride|window)_(size|dim)"),
     (Kind.FIXED, r"(.*_)?(num|audio|mask_input|patch_embed_input|auxiliary|model_in)_channels|num_channels_out"),
     (Kind.FIXED, r"in_chans|input_channels|(num_input|output_num)_channels|head_out_channels"),
-    (Kind.WIDTH, r"x\d_feat_dim|bottleneck_features|(.*_)?post_conv_in_channels"),
+    (Kind.WIDTH, r"x\d_feat_dim|(.*_)?bottleneck_(size|features)|(.*_)?post_conv_in_channels"),
     (
         Kind.FIXED,
         r"(.*_)?(state|act|action|mel|patch|feat|pos|query|atom_feature|bbox|projection_input|keypoint_decoder)_dim",
@@ -113,7 +113,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         Kind.WIDTH,
-        r"(.*_)?(hidden_(size|dim|sizes|channels)|intermediate_(size|dim|channels)|ffn_dim|mlp_dim|dff?)(_\w+)?",
+        r"(.*_)?(hidden_(size|dim|sizes|channels|dimension)|intermediate_(size|dim|channels)|ffn_dim|mlp_dim|dff?)(_\w+)?",
     ),
     (
         Kind.WIDTH,

@@ -126,3 +126,11 @@ def test_heads_that_make_up_the_width_still_do(head_dim: int, whole: bool) -> No
     values = shrunk_values(config, Sizes(apart=False))
     assert values["hidden_size",] == 24
     assert (values["head_dim",] * values["num_attention_heads",] == 24) is whole
+
+
+@pytest.mark.parametrize("name", ["intra_bottleneck_size", "vector_quantization_hidden_dimension"])
+def test_a_width_beside_the_models_own_is_cut_with_it(name: str) -> None:
+    config = PretrainedConfig(hidden_size=512, **{name: 256, "kernel_sizes": 256})
+    values = shrunk_values(config, Sizes())
+    assert values[name,] == 32
+    assert ("kernel_sizes",) not in values
