@@ -91,6 +91,8 @@ class Drafts:
         ids = [n for n in self.parameters if IDS.fullmatch(n)]
         main = [name for name in self.maker.main if name in self.parameters]
         companions = [n for n in self.parameters if COMPANIONS.fullmatch(n)]
+        if not media:  # beside images they say where these are
+            companions += [n for n in self.parameters if n == "token_type_ids"]
         single = [[*required, *ids, medium, *self._beside(medium, companions)] for medium in media]
         for names in (
             *single[:1],

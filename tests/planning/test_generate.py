@@ -153,3 +153,27 @@ def test_what_no_guess_fits_is_refused_with_the_remedy() -> None:
 
     with pytest.raises(RoleError, match=r"No inputs for Opaque .*wrong key.*example_inputs="):
         inputs_of(Opaque())
+
+
+class Segments(nn.Module):
+    """Text in segments; beside an image the same argument says where that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PretrainedConfig(vocab_size=16)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return input_ids if token_type_ids is None else input_ids + token_type_ids
+
+
+class SegmentsAndImages(Segments):
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        return input_ids
+
+
+def test_text_in_segments_is_given_them() -> None:
+    """Parameters of segments (XLNet's) are reached by nothing else."""
+    assert set(inputs_of(Segments())) == {"input_ids", "token_type_ids"}
+    assert "token_type_ids" not in inputs_of(SegmentsAndImages())
