@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +58,12 @@ def generate_inputs(
             got farthest fail as they did there, no other is tried. This search adds its own.
 
     Raises:
-        RoleError: the class has no forward pass, or no combination is accepted; it carries the first failure, and that
-            of the combination that got farthest.
+        RoleError: the class has no forward pass, or one that takes an object of a class of its own, or no combination
+            is accepted; it carries the first failure, and that of the combination that got farthest.
     """
     if type(model).forward is nn.Module.forward:
         raise RoleError(f"{type(model).__name__} has no forward pass of its own. Give one of the models inside it.")
+    _refuse_objects(model)
     search = Search(model, run, seed)
     known = Experience() if experience is None else experience
     inputs = search.recalled(known)
@@ -76,6 +78,18 @@ def generate_inputs(
         )
     known.accepted, known.failed = search.accepted, ()
     return inputs
+
+
+def _refuse_objects(model: nn.Module) -> None:
+    """A session with a video, say, is made by a processor, not from a config."""
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        kind, needed = parameter.annotation, parameter.default is parameter.empty
+        own = isinstance(kind, type) and kind.__module__.partition(".")[0] not in ("builtins", "torch", "inspect")
+        if needed and own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            raise RoleError(
+                f"The forward pass of {type(model).__name__} takes {name!r}, a {kind.__name__}, which is made by other "
+                "code than the model's. Pass example_inputs= with one, or give one of the models inside it."
+            )
 
 
 class Search:
@@ -177,7 +191,10 @@ class Search:
     def failure(self) -> str:
         """The words of the first failure, and of the one that got farthest."""
         failed = list(self.failed.values())
-        words = [failed[0].words, max(failed, key=lambda f: f.reached).words] if failed else ["it takes no tensor"]
+        if not failed:
+            return "it takes no tensor"
+        farthest = max(failed, key=lambda f: (f.reached, f.draft.placeholders > 0))  # not only the lack of placeholders
+        words = [failed[0].words, farthest.words]
         return "; at best ".join(dict.fromkeys(map(_first_line, words)))
 
     def _try(self, draft: Draft) -> Inputs | None:

@@ -177,3 +177,44 @@ def test_text_in_segments_is_given_them() -> None:
     """Parameters of segments (XLNet's) are reached by nothing else."""
     assert set(inputs_of(Segments())) == {"input_ids", "token_type_ids"}
     assert "token_type_ids" not in inputs_of(SegmentsAndImages())
+
+
+class Session:
+    """What a processor makes of a video."""
+
+
+class Following(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+
+    def forward(self, session: Any, pixel_values: Tensor | None = None) -> Tensor | None:
+        return pixel_values
+
+
+Following.forward.__annotations__["session"] = Session
+
+
+def test_an_object_that_other_code_makes_is_asked_for_at_once() -> None:
+    tried: list[object] = []
+    with pytest.raises(RoleError, match=r"takes 'session', a Session, .* Pass example_inputs= with one"):
+        generate_inputs(Following(), tried.append)
+    assert not tried
+    assert "input_ids" in inputs_of(Segments())
+
+
+class Windowed(nn.Module):
+    """Images have their places among the ids, and something else is missing then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PretrainedConfig(vocab_size=16, image_token_id=15, image_size=8)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        places = int((input_ids == 15).sum())
+        raise ValueError("its window is not set" if places == 1 else f"image tokens: {places}, features: 1")
+
+
+def test_a_failure_says_what_is_missing_behind_the_placeholders() -> None:
+    with pytest.raises(RoleError, match="at best ValueError: its window is not set"):
+        inputs_of(Windowed(), whole=True)
