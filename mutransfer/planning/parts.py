@@ -85,7 +85,7 @@ def _run_alone(part: nn.Module, build: Build | None = None) -> tuple[Inputs, Tra
     return None
 
 
-def _hidden_states(part: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _hidden_states(part: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = inspect.signature(part.forward).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     listed = {
@@ -95,7 +95,7 @@ def _hidden_states(part: nn.Module) -> Iterator[dict[str, Tensor]]:
     # a mask that is a list is one of the positions that are kept, for every block of them
     for size, shape in itertools.product(list(sizes)[:MOST_SIZES], ((2, TOKENS), (TOKENS,))):
         positions, states = torch.arange(TOKENS).expand(shape), torch.zeros(*shape, size)
-        masks = {name: [positions] if name in listed else torch.ones(shape) for name in required}
+        masks: dict[str, Any] = {name: [positions] if name in listed else torch.ones(shape) for name in required}
         yield {name: masks[name] if name.endswith("mask") else states for name in required}
 
 
