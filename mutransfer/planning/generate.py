@@ -20,7 +20,7 @@ __all__ = ["TOKENS", "Experience", "generate_inputs"]
 MOST_TRIES = 120
 MOST_MENDS = 80
 """Tries after those, each with one argument changed by what a failure said."""
-RECALLED = 3
+RECALLED = 8
 """Drafts by which it is told whether another size of a model fails as the last one did."""
 
 Inputs = dict[str, Any]
@@ -34,7 +34,7 @@ class Experience:
 
     Attributes:
         accepted: the draft that was.
-        failed: where none was, those of the usual drafts that got farthest.
+        failed: where none was, one of the usual drafts for each way in which they failed.
     """
 
     accepted: Draft | None = None
@@ -116,9 +116,12 @@ class Search:
         return bool(ways) and ways == [failed.way for failed in known.failed]
 
     def farthest(self) -> tuple[Failed, ...]:
-        """Of the drafts without sizes of their own."""
-        usual = (failed for failed in self.failed.values() if not failed.draft.forms and not failed.draft.size)
-        return tuple(sorted(usual, key=lambda failed: -failed.reached)[:RECALLED])
+        """One of the usual drafts for each way to fail, those that got farthest first."""
+        ways: dict[object, Failed] = {}
+        for draft, failed in self.failed.items():
+            if not draft.forms and not draft.size:
+                ways.setdefault(failed.way, failed)
+        return tuple(sorted(ways.values(), key=lambda failed: -failed.reached)[:RECALLED])
 
     def usual(self, *, whole: bool) -> Inputs | None:
         """The first of the usual combinations that is accepted."""

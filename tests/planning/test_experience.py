@@ -53,6 +53,27 @@ def test_a_size_that_fails_otherwise_is_searched_in_full() -> None:
     assert abs(runs_of_a_second(Seeing(12, other), Experience()) - full) <= RECALLED < full
 
 
+class Sectioned(Seeing):
+    """Images fail alike at every size, and farther on; text only where heads are narrow."""
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        self.runs += 1
+        if pixel_values is not None:
+            self.stem(pixel_values)
+            raise RuntimeError("there is no grid")
+        if self.head_dim < 32:
+            raise RuntimeError(f"split_sizes of 32, not {self.head_dim}")
+        return input_ids
+
+
+def test_one_draft_of_every_way_to_fail_is_recalled() -> None:
+    experience = Experience()
+    with pytest.raises(RoleError, match="No inputs"):
+        search(Sectioned(8), experience)
+    assert len({failed.way for failed in experience.failed}) == len(experience.failed) > 1
+    assert set(search(Sectioned(64), experience)) == {"input_ids"}
+
+
 def test_a_size_at_which_the_model_runs_is_found_after_others_that_failed() -> None:
     experience = Experience()
     with pytest.raises(RoleError, match="No inputs"):
