@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
-from mutransfer.check.measure import Snapshot
 from mutransfer.check.runs import Run
 from mutransfer.check.shadow import Key, Use
 from mutransfer.planning.templates import Templates
@@ -201,18 +200,20 @@ class Pool:
 
     def _of_what_they_meet(self, claims: Mapping[Key, Claim], runs: Runs) -> dict[Key, Claim]:
         small, large, octaves = runs[min(runs)], runs[max(runs)], math.log2(max(runs) / min(runs))
-        init = self._met([run.init for run in small]), self._met([run.init for run in large])
-        last = self._met([run.last for run in small]), self._met([run.last for run in large])
+        init = self._met(small, "init"), self._met(large, "init")
+        last = self._met(small, "last"), self._met(large, "last")
         met = {key: (_shrinks(key, *init, octaves), _shrinks(key, *last, octaves)) for key in claims}
         return {key: replace(claim, met=met[key]) for key, claim in claims.items()}
 
-    def _met(self, snapshots: Sequence[Snapshot]) -> dict[Key, float]:
-        """Of every pooled use the mean log2 RMS of what it is multiplied with."""
+    def _met(self, runs: Sequence[Run], when: Literal["init", "last"]) -> dict[Key, float]:
+        """Of every pooled use the mean log2 RMS of what it is multiplied with; a factor in that which is the use's own,
+        carried by a norm's gain in front of a tied readout, is divided out."""
         found: dict[Key, list[float]] = {}
-        for snapshot in snapshots:
-            for use in snapshot.uses:
+        for run in runs:
+            for use in (run.init if when == "init" else run.last).uses:
                 if use.met:
-                    found.setdefault(self.key(use), []).append(math.log2(use.met))
+                    size = use.met / run.carried.get(use.made_by, 1.0)
+                    found.setdefault(self.key(use), []).append(math.log2(size))
         return {key: sum(sizes) / len(sizes) for key, sizes in found.items()}
 
 

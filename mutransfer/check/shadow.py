@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.check.few import Chosen, rows_of
-from mutransfer.check.flow import Flows, rms, storage
+from mutransfer.check.flow import Flow, Flows, rms, storage
 from mutransfer.check.operands import (
     LOOKUPS,
     Call,
@@ -52,7 +52,8 @@ class Use:
         size: RMS of the contribution as it enters what follows.
         entries: its own number.
         summed: number of its entries that were put together in one before anything met them; 1 for the weight itself.
-        met: RMS of the activation that it is multiplied with; 0 where it is with none.
+        met: RMS of the activation that it is multiplied with, without the numbers that multiplied that; 0 for none.
+        made_by: the parameter that this activation was made with last; empty where none was.
     """
 
     parameter: str
@@ -67,6 +68,7 @@ class Use:
     entries: int
     summed: int
     met: float
+    made_by: str
 
     @property
     def key(self) -> Key:
@@ -191,8 +193,14 @@ class ShadowMode(TorchDispatchMode):
             contracted, fan_out = made.fan_ins[parameter], share.numel()
         lookup, summed = call.name in LOOKUPS or made.lookup, made.summed.get(parameter, 1)
         sizes = contracted, fan_out, positions, rms(own), self._entries[parameter], summed
-        met = min((rms(t) for t in factors_of(call, operand) if not self._is_constant(t)), default=0.0)
-        return Use(parameter, index, call.name, self._module(), lookup, *sizes, met)
+        return Use(parameter, index, call.name, self._module(), lookup, *sizes, *self._met(call, operand))
+
+    def _met(self, call: Call, operand: Operand) -> tuple[float, str]:
+        """The smallest of the activations that an operand is multiplied with, and what made it."""
+        met = [(rms(t), self.flows.of(t)) for t in factors_of(call, operand) if not self._is_constant(t)]
+        sizes = [(size / (flow.gain or 1.0), flow) for size, flow in met]
+        size, flow = min(sizes, key=lambda pair: pair[0], default=(0.0, Flow()))
+        return size, self.uses[flow.uses[0][0]].parameter if flow.uses else ""
 
     def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
         """A weight's contribution at the positions that count, (positions, features); None where all do."""
