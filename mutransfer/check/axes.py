@@ -178,16 +178,17 @@ class Pool:
     def key(self, use: Use) -> Key:
         return self.axis.pooled(use.parameter), 0 if use.parameter in self.shared else use.index
 
-    def firsts(self, run: Run) -> dict[Key, Use]:
-        """Of each pooled use the first in execution order."""
+    def firsts(self, runs: Sequence[Run]) -> dict[Key, Use]:
+        """Of each pooled use the first in execution order; an expert may have no token in the first run."""
         found: dict[Key, Use] = {}
-        for use in run.init.uses:
-            found.setdefault(self.key(use), use)
+        for run in runs:
+            for use in run.init.uses:
+                found.setdefault(self.key(use), use)
         return found
 
     def claims(self, runs: Runs) -> dict[Key, Claim]:
         """Of every pooled use that the smallest and the largest size have."""
-        small, large = (self.firsts(runs[size][0]) for size in (min(runs), max(runs)))
+        small, large = (self.firsts(runs[size]) for size in (min(runs), max(runs)))
         looked_up = {name for (name, _), use in small.items() if use.lookup}
         claims = {
             key: self.axis.claim(use, large[key], tied=key[0] in looked_up)

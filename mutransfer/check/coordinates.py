@@ -71,7 +71,8 @@ def coord_check(
     over the blocks, and it is what their place in the residual stack says. At init it is multiplier * W_0 x_0. A few
     seeded tokens a step, one repeated batch per seed, measured after the last step: small, fast and sharp. Of larger
     batches, and of images and sound, a weight learns from the 8 positions with the largest gradients, see
-    `mutransfer.check.few`.
+    `mutransfer.check.few`. What meets activations that shrink with width, as behind a bottleneck of fixed size, is held
+    to its law relative to them.
 
     >>> import mutransfer as mt, torch
     >>> make = lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 16))

@@ -1,11 +1,11 @@
-"""Few positions for every weight, however many a batch has.
+"""Few positions for a weight, however many a batch has.
 
 A weight that is applied to N vectors x_j moves by the sum over them of g_j x_j^T. Applied to x_i, that is |x_i|^2 g_i,
 which grows as its fan-in n, and a sum over the others, which grows as sqrt(N n): the law is that of n far larger than
 N. Images, sound and long sequences have thousands of positions. So a weight learns from the few that have the largest
-gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. So do
-linear and convolutional layers and matrix products, also of weights that are made of parameters and buffers; `einsum`,
-products of batches of matrices, recurrent layers and the inside of `nn.MultiheadAttention` learn from all positions.
+gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. That
+holds of linear and convolutional layers and of matrix products, also where a weight is made of parameters and buffers;
+`einsum`, products of batches of matrices, recurrent layers and the inside of `nn.MultiheadAttention` learn from all.
 """
 
 from __future__ import annotations

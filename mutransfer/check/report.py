@@ -154,10 +154,11 @@ class CoordReport:
             lines.append(f"control {self.control.name}: {self.control.verdict} ({self.control.worst})")
         if self.verdict != "pass" and self.init == "keep":
             lines += self._sizes_of_kept()
-        if self.verdict != "pass" and self.positions * FEW > self.widths[0]:
+        if self.positions * FEW > self.widths[0]:
             lines.append(
                 f"note: {self.positions} positions a step are not far fewer than the smallest width {self.widths[0]}: "
-                "updates align only partly, and exponents come out low. Give fewer positions or larger widths."
+                "updates align only partly, exponents come out low, and a rule that is too large by 1/2 may pass. Give "
+                "fewer positions or larger widths."
             )
         return lines
 

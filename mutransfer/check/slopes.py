@@ -17,6 +17,8 @@ from mutransfer.check.statistics import Interval, intervals, seed_slopes
 from mutransfer.rules.depth import Place
 from mutransfer.rules.table import Role
 
+FEWEST = 2
+"""Seeds that an interval needs: an expert that some batches do not reach is judged by the others."""
 K = TypeVar("K")
 Status = Literal["inside", "outside", "undecided"]
 
@@ -101,7 +103,7 @@ def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]
     """
     listed, pool = _listed(runs, axis), Pool.of(runs, axis)
     skipped = {item.parameter for item in listed}
-    firsts = {key: use for key, use in pool.firsts(_first(runs)).items() if key[0] not in skipped}
+    firsts = {key: use for key, use in pool.firsts(runs[min(runs)]).items() if key[0] not in skipped}
     order = {key: number for number, key in enumerate(firsts)}
     claims = pool.claims(runs)
     judged = order.keys() & claims.keys()
@@ -116,7 +118,9 @@ def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]
     ]
     moved = {slope.parameter for slope in made if slope.kind == "change"}
     unmoved = dict.fromkeys(name for name, _ in firsts if name not in moved)
-    return made, listed + [Listed(name, "it never changes, or is not used in every run") for name in unmoved]
+    return made, listed + [
+        Listed(name, "it never changes, or fewer than two seeds use it at every size") for name in unmoved
+    ]
 
 
 def _slope(
@@ -153,12 +157,13 @@ def _exponents(
     keep: Container[K],
     noise: Callable[[K], object] = lambda _: None,
 ) -> dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]]:
-    """Interval and mean log2 RMS per size, of whatever every run has; each kind is shrunk to its own noise, and those
-    apart that `noise` tells apart."""
+    """Interval and mean log2 RMS per size, of the seeds that have a reading at every size, where these are enough; each
+    kind is shrunk to its own noise, and those apart that `noise` tells apart."""
     grid = [[read(run) for run in of_size] for of_size in runs.values()]
-    every = [readings for row in grid for readings in row]
-    keys = [key for key in every[0] if key[1] in keep and all(math.isfinite(r.get(key, math.inf)) for r in every)]
-    series = {key: np.array([[readings[key] for readings in row] for row in grid]) for key in keys}
+    known = dict.fromkeys(key for row in grid for readings in row for key in readings if key[1] in keep)
+    every = {key: np.array([[readings.get(key, math.nan) for readings in row] for row in grid]) for key in known}
+    series = {key: sizes[:, np.isfinite(sizes).all(axis=0)] for key, sizes in every.items()}
+    keys = [key for key in known if series[key].shape[1] >= FEWEST]
     log_sizes = [math.log2(size) for size in runs]
     made: dict[tuple[Kind, K], tuple[Interval, tuple[float, ...]]] = {}
     for sort in dict.fromkeys((kind, noise(key)) for kind, key in keys):
@@ -236,6 +241,7 @@ def _wholly(names: Collection[str], run: Run, axis: Axis) -> frozenset[str]:
     return frozenset(map(axis.pooled, names)) - frozenset(map(axis.pooled, others))
 
 
+_UNMOVED = "it never changes, or fewer than two seeds use it at every size"
 _UNSEEN = "it is trained, but its contribution could not be seen in the forward pass"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,24 +49,25 @@ def intervals(slopes: Sequence[Array], *, family: int) -> list[Interval]:
     """One interval per tensor, from its slopes per seed.
 
     Args:
-        slopes: per tensor, one slope per seed (the same number of seeds for all).
+        slopes: per tensor, one slope per seed, of two seeds at least.
         family: how many intervals must hold together.
     """
     if not slopes:
         return []
-    seeds = len(slopes[0])
     variances = [float(np.var(s, ddof=1)) for s in slopes]
     typical = float(np.median(variances))
-    freedom = seeds - 1 + PRIOR_FREEDOM
-    quantile = t_quantile(1 - (1 - FAMILY_LEVEL) / 2 / family, freedom)
     made = []
     for slope, own in zip(slopes, variances, strict=True):
+        seeds = len(slope)
+        freedom = seeds - 1 + PRIOR_FREEDOM
+        quantile = t_quantile(1 - (1 - FAMILY_LEVEL) / 2 / family, freedom)
         shrunk = (PRIOR_FREEDOM * typical + (seeds - 1) * own) / freedom
         half, mean = quantile * math.sqrt(shrunk / seeds), float(np.mean(slope))
         made.append(Interval(mean, mean - half, mean + half))
     return made
 
 
+@functools.cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t, above the median, by bisection of its exact distribution function.
 
