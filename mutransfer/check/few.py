@@ -168,12 +168,13 @@ class FewPositions(TorchFunctionMode):
 
     def _at_few(self, key: Key, across: int, signal: Tensor) -> Tensor:
         """The gradient of a result, at the positions that count alone."""
-        rows = rows_of(signal, across)
-        sizes = rows.norm(dim=-1)
-        if len(rows) <= TOKENS or not bool(sizes.any()):
+        rows, chosen = rows_of(signal, across), self._chosen.get(key)
+        if len(rows) <= TOKENS:
             return signal
-        chosen = self._chosen.get(key)
         if chosen is None or chosen.of != len(rows):  # an expert's tokens may be others in another step
+            sizes = rows.norm(dim=-1)
+            if not bool(sizes.any()):
+                return signal
             chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(TOKENS).indices)
         kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
         return signal * kept.view(signal.movedim(across, -1).shape[:-1]).unsqueeze(across)

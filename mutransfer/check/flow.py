@@ -144,7 +144,7 @@ class Flows:
         if is_product:
             gain = flows[0].gain * flows[1].gain * float(call.arguments.get("alpha", 1))
             unit = _is_unit(activations[0], -1, flows[0]) and _is_unit(activations[1], -2, flows[1])
-            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]), unit=unit, sources=_sources(*flows))
+            return Flow(gain=gain, contracted=int(activations[-1].shape[-2]), unit=unit, sources=sources(*flows))
         return Flow(tuple(uses))
 
     def _settle(self, flows: list[Flow], *, scaled: bool = True) -> None:
@@ -197,7 +197,7 @@ class Flows:
             both = self.of(q), self.of(k)
             value = scale * both[0].gain * both[1].gain
             unit = _is_unit(q, -1, both[0]) and _is_unit(k, -1, both[1])
-            self._note(module, SoftmaxScale(int(q.shape[-1]), value, _sources(*both), unit), logits)
+            self._note(module, SoftmaxScale(int(q.shape[-1]), value, sources(*both), unit), logits)
         elif "softmax" in call.name and "log" not in call.name and flows and flows[0].contracted:
             logits = call.arguments["self"].float()
             found = SoftmaxScale(flows[0].contracted, flows[0].gain, flows[0].sources, flows[0].unit)
@@ -229,7 +229,7 @@ def _is_unit(tensor: Tensor, dim: int, flow: Flow) -> bool:
     return torch.allclose(lengths, torch.full_like(lengths, flow.gain), rtol=1e-3)
 
 
-def _sources(*factors: Flow) -> tuple[int, ...]:
+def sources(*factors: Flow) -> tuple[int, ...]:
     """A weight and its bias carry the same factor, so the first use of each stands for both."""
     return tuple(flow.uses[0][0] for flow in factors if flow.uses)
 

@@ -168,8 +168,8 @@ class CoordReport:
         if not behind:
             return []
         return [
-            f"note: {behind[0].name} and {len(behind) - 1} more meet activations that shrink with width "
-            f"(n^{behind[0].met:+.1f} at init), as behind a bottleneck of fixed size: held relative to these"
+            f"note: held relative to the activations met, which shrink with width (n^{behind[0].met:+.1f} at the first, "
+            f"as behind a bottleneck of fixed size): {few([slope.name for slope in behind])}"
         ]
 
     def _sizes_of_kept(self) -> list[str]:

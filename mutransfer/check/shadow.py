@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.check.few import Chosen, rows_of
-from mutransfer.check.flow import Flow, Flows, rms, storage
+from mutransfer.check.flow import Flow, Flows, rms, sources, storage
 from mutransfer.check.operands import (
     LOOKUPS,
     Call,
@@ -200,7 +200,7 @@ class ShadowMode(TorchDispatchMode):
         met = [(rms(t), self.flows.of(t)) for t in factors_of(call, operand) if not self._is_constant(t)]
         sizes = [(size / (flow.gain or 1.0), flow) for size, flow in met]
         size, flow = min(sizes, key=lambda pair: pair[0], default=(0.0, Flow()))
-        return size, self.uses[flow.uses[0][0]].parameter if flow.uses else ""
+        return size, next((self.uses[use].parameter for use in sources(flow)), "")
 
     def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
         """A weight's contribution at the positions that count, (positions, features); None where all do."""

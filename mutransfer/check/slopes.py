@@ -118,9 +118,7 @@ def parameter_slopes(runs: Runs, axis: Axis) -> tuple[list[Slope], list[Listed]]
     ]
     moved = {slope.parameter for slope in made if slope.kind == "change"}
     unmoved = dict.fromkeys(name for name, _ in firsts if name not in moved)
-    return made, listed + [
-        Listed(name, "it never changes, or fewer than two seeds use it at every size") for name in unmoved
-    ]
+    return made, listed + [Listed(name, _UNMOVED) for name in unmoved]
 
 
 def _slope(

@@ -88,13 +88,11 @@ def _run_alone(part: nn.Module, build: Build | None = None) -> tuple[Inputs, Tra
 def _hidden_states(part: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = inspect.signature(part.forward).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    listed = {
-        p.name for p in parameters if str(p.annotation).lower().startswith("list[")
-    }  # of which positions it takes
+    listed = {p.name for p in parameters if str(p.annotation).lower().startswith("list[")}
     sizes = dict.fromkeys(p.shape[-1] for p in part.parameters() if p.ndim > 0)
-    # a mask that is a list is one of the positions that are kept, for every block of them
     for size, shape in itertools.product(list(sizes)[:MOST_SIZES], ((2, TOKENS), (TOKENS,))):
         positions, states = torch.arange(TOKENS).expand(shape), torch.zeros(*shape, size)
+        # a mask that is a list holds the positions that are kept, block by block
         masks: dict[str, Any] = {name: [positions] if name in listed else torch.ones(shape) for name in required}
         yield {name: masks[name] if name.endswith("mask") else states for name in required}
 
