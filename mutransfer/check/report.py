@@ -167,9 +167,10 @@ class CoordReport:
         behind = [slope for slope in self.judged if slope.met < -MARGIN and slope.kind == "init"]
         if not behind:
             return []
+        names = few([slope.name for slope in behind])
         return [
-            f"note: held relative to the activations met, which shrink with width (n^{behind[0].met:+.1f} at the first, "
-            f"as behind a bottleneck of fixed size): {few([slope.name for slope in behind])}"
+            f"note: held relative to the activations met, which shrink with width (n^{behind[0].met:+.1f} before the "
+            f"first, as behind a bottleneck of fixed size): {names}"
         ]
 
     def _sizes_of_kept(self) -> list[str]:
