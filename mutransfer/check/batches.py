@@ -59,6 +59,14 @@ class Batches:
         return Generated(_redrawn(model, self._guesses[size], seed), seed)
 
 
+def inputs_in(given: Given | None) -> Any:
+    """What a model is called with for the first of a user's batches by `default_loss`; None where that is not known."""
+    batch = None if given is None else given(0) if callable(given) else _nth(given, 0)
+    if isinstance(batch, list | tuple):
+        return tuple(batch[:-1]) or None
+    return batch.inputs if isinstance(batch, Generated) else batch
+
+
 def _nth(given: Sequence[Any], seed: int) -> Any:
     if not len(given):
         raise ConfigError("batches= is empty. Give one batch per seed, or leave it out to have them generated.")

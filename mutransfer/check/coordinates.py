@@ -11,12 +11,14 @@ from typing import Any, Literal
 from torch import nn
 
 from mutransfer.check.axes import AxisName, Runs
-from mutransfer.check.batches import Batches, Given, Loss, default_loss
+from mutransfer.check.batches import Batches, Given, Loss, default_loss, inputs_in
 from mutransfer.check.builds import Build, BuildDeep
+from mutransfer.check.few import TOKENS
 from mutransfer.check.grid import Grid
-from mutransfer.check.report import Control, CoordReport
+from mutransfer.check.report import FEW, Control, CoordReport
 from mutransfer.check.runs import Training
 from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, depth_width, width_setup
+from mutransfer.check.shadow import Use
 from mutransfer.check.slopes import activation_slopes
 from mutransfer.check.subjects import MakeOptimizer, largest_lr
 from mutransfer.check.verdict import culprits, implied
@@ -100,7 +102,8 @@ def coord_check(
         make_optimizer: (model, width), or (model, depth) with depths= -> optimizer: checks hand-written code as it is,
             nothing is converted; the learning rates are its own, without lr=.
         precision: of the training steps, "fp32" or "bf16"; measurements are in float32.
-        form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`. In depth the check raises
+        form, scale, roles, hyperparameters, example_inputs: as in `mutransfer.parameterize`; without example_inputs
+            those of the first batch, where it has its own and no loss= says what they are. In depth the check raises
             embedding_mult where the base's branches are larger than the embedding.
         init: as in `mutransfer.parameterize`. With "keep" (adapters on a frozen, pretrained model) the values are not
             the table's: sizes at init and softmax scales are not judged, and the law of changes is that of a frozen
@@ -134,7 +137,7 @@ def coord_check(
             "init": init,
             "hyperparameters": hyperparameters,
         },
-        example_inputs,
+        inputs_in(batches) if example_inputs is None and loss is None else example_inputs,
         make_optimizer,
     )
     batch = Batches(batches, example_inputs).of
@@ -153,8 +156,8 @@ def coord_check(
         against, notes = grid.control(control, min(seeds, CONTROL_SEEDS)), (*notes, *why_this)
     unseen = [item.parameter for item in judged.listed if item.unseen]
     unread = not asked.depths and scale == "head_dim" and not (asked.kept or judged.found.softmax)
-    doubt = _doubt(against, unseen, unread=unread)
-    first = runs[setup.sizes[0]]
+    first, most = runs[setup.sizes[0]], _most_positions(runs, setup.axis.name)
+    doubt = _doubt(against, unseen, unread=unread) or ("" if asked.depths else _of_too_many(most, setup.widths[0]))
     report = CoordReport(
         verdict="undecided" if doubt and verdict == "pass" else verdict,
         doubt=doubt,
@@ -169,7 +172,7 @@ def coord_check(
         seeds=len(first),
         steps=steps,
         batch=first[0].batch,
-        positions=_positions(runs, setup.axis.name),
+        positions=most.positions if most else 0,
         slopes=(*judged.found.slopes, *activation_slopes(runs, setup.axis)),
         softmax=tuple(judged.found.softmax),
         groups=tuple(judged.found.settings),
@@ -189,12 +192,22 @@ def coord_check(
     return report
 
 
-def _positions(runs: Runs, axis: AxisName) -> int:
-    """The most vectors that a weight learns from; in width only of those whose fan-in grows, which alone align less."""
+def _most_positions(runs: Runs, axis: AxisName) -> Use | None:
+    """The use that learns from the most vectors; in width of those whose fan-in grows, which alone align less."""
     small, large = (runs[size][0].last.uses for size in (min(runs), max(runs)))
     fan_ins = {use.key: use.fan_in for use in small}
     counted = (use for use in large if axis == "depth" or use.fan_in > fan_ins.get(use.key, use.fan_in))
-    return max((use.positions for use in counted), default=0)
+    return max(counted, key=lambda use: use.positions, default=None)
+
+
+def _of_too_many(most: Use | None, width: int) -> str:
+    """Where a call is none that `FewPositions` knows, and what it learns from hardly aligns."""
+    if most is None or most.positions <= max(TOKENS, width // FEW):
+        return ""
+    return (
+        f"{most.parameter} learns from all {most.positions} positions of a step ({most.op}), not far fewer than the "
+        f"smallest width {width}, so a rule that is too large by 1/2 may pass: give fewer positions or larger widths"
+    )
 
 
 def _said(base: Any) -> int | dict[str, int] | str | None:

@@ -4,15 +4,16 @@ A weight that is applied to N vectors x_j moves by the sum over them of g_j x_j^
 which grows as its fan-in n, and a sum over the others, which grows as sqrt(N n): the law is that of n far larger than
 N. Images, sound and long sequences have thousands of positions. So a weight learns from the few that have the largest
 gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. That
-holds of linear and convolutional layers and of matrix products, also where a weight is made of parameters and buffers;
-`einsum`, products of batches of matrices, recurrent layers and the inside of `nn.MultiheadAttention` learn from all.
+holds of every call in `applied.py`, also where a weight is made of parameters and buffers. Recurrent layers and grouped
+products of experts learn from all; where these are too many, the check does not pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from types import FunctionType
 from typing import Any, Self, cast
 
 import torch
@@ -21,15 +22,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from mutransfer.check.applied import Applied, applied, einsum_in_pairs, rows_of
 from mutransfer.planning.calls import tensors_in
 
 TOKENS = 8
 """Positions per step: far fewer than the smallest width, since the tables assume full alignment."""
 
-_CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
-_WITH_BIAS = ("input", "weight", "bias")
-_PRODUCTS = frozenset({torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__})
 _WRITES = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"})
+
+_OPENED = frozenset({F.multi_head_attention_forward, Tensor.backward, torch.autograd.backward})
+"""Functions with products inside: an attention, and the forward pass that a checkpoint runs in the backward one."""
+
+NO_BACKWARD = -1
+"""The id of autograd's task while there is none."""
 
 Key = tuple[str, int]
 """A parameter's name and the number of the product that it is in, in execution order."""
@@ -41,37 +46,11 @@ class Chosen:
 
     Attributes:
         of: how many there are.
-        rows: which of them count, in the order in which they lie in memory once the features come last.
+        rows: which of them count, in the order of the result's dimensions.
     """
 
     of: int
     rows: Tensor
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A call that applies a weight to an activation.
-
-    Attributes:
-        inputs, weight, bias: what it takes; without a bias, None.
-        across: the dimension of the result that holds the weight's outputs.
-        call: the three -> its result.
-    """
-
-    inputs: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    across: int
-    call: Callable[..., Tensor]
-
-    @property
-    def result(self) -> Tensor:
-        return self.call(self.inputs, self.weight, self.bias)
-
-    @property
-    def has_few_positions(self) -> bool:
-        """Known without running it where every vector of the input makes one of the result."""
-        return self.across == -1 and self.inputs.numel() <= TOKENS * self.inputs.shape[-1]
 
 
 class _Learned(torch.autograd.Function):
@@ -83,13 +62,14 @@ class _Learned(torch.autograd.Function):
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        product: _Product,
+        call: Applied,
         at_few: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (inputs, weight, bias)]
+        x, w = (t.detach().requires_grad_(t.requires_grad) for t in (inputs, weight))
+        b = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
         with torch.enable_grad():
-            ctx.out = product.call(*leaves)
-        ctx.leaves, ctx.at_few = leaves, at_few
+            ctx.out = call.call(x, w, b)
+        ctx.leaves, ctx.at_few = (x, w, b), at_few
         return cast(Tensor, ctx.out.detach())
 
     @staticmethod
@@ -119,56 +99,75 @@ class FewPositions(TorchFunctionMode):
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._chosen: dict[Key, Chosen] = {}
         self._counts: dict[str, int] = {}
+        self._again: dict[str, int] = {}
+        self._depth = 0
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self._made: dict[int, tuple[Tensor, str]] = {}  # from parameters alone; kept, for they are told by address
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        self._counts.clear()
+        if not self._depth:
+            self._counts.clear()
+            self._again.clear()
+        self._depth += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._made.clear()
+        self._depth -= 1
+        if not self._depth:
+            self._made.clear()
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        product = _product(func, args, given)
-        name = self._name(product.weight) if product and not self._name(product.inputs) else None
-        if product is None or name is None:
+        if inside := _inside(func, args):
+            with self:
+                return inside(*args, **given)
+        call = applied(func, args, given, lambda tensor: self._name(tensor) is not None)
+        name = self._name(call.weight) if call else None
+        if call is None or name is None:
             return self._followed(func, (*args, *given.values()), func(*args, **given))
-        self._counts[name] = number = self._counts.get(name, -1) + 1
-        return self._run(product, (name, number))
+        if call.count is not None and call.count <= TOKENS:
+            return func(*args, **given)
+        return self._run(call, (name, self._number(name)))
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter that a tensor is, or is made of alone."""
         return self._parameters.get(id(tensor)) or self._made.get(id(tensor), (tensor, None))[1]
 
+    def _number(self, name: str) -> int:
+        """Of a use. A reentrant checkpoint runs once more while gradients are taken, the last one first."""
+        if torch._C._current_graph_task_id() == NO_BACKWARD:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            return self._counts[name] - 1
+        self._again[name] = self._again.get(name, 0) + 1
+        return -self._again[name] % self._counts.get(name, 1)
+
     def _followed(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
         """What parameters and buffers make is followed, until something else is written into it."""
         names = [self._name(tensor) for tensor in tensors_in(args) if id(tensor) not in self._buffers]
-        if names and names[0] and all(names) and isinstance(out, Tensor):
-            self._made[id(out)] = out, names[0]
+        if names and names[0] and all(names):
+            self._made |= {id(made): (made, names[0]) for made in tensors_in([out])}
         elif args and _writes(func):
             self._made.pop(id(args[0]), None)
         return out
 
-    def _run(self, product: _Product, key: Key) -> Tensor:
+    def _run(self, call: Applied, key: Key) -> Tensor:
         if torch.is_grad_enabled():
-            if not product.weight.requires_grad or product.has_few_positions:
-                return product.result
-            tensors = product.inputs, product.weight, product.bias
-            return cast(Tensor, _Learned.apply(*tensors, product, partial(self._at_few, key, product.across)))  # type: ignore[no-untyped-call]
+            if not call.weight.requires_grad:
+                return call.result
+            at_few = partial(self._at_few, key, call.positions)
+            return cast(Tensor, _Learned.apply(call.inputs, call.weight, call.bias, call, at_few))  # type: ignore[no-untyped-call]
         self.here = self._chosen.get(key)
-        out = product.result
+        out = call.result
         self.here = None
         return out
 
-    def _at_few(self, key: Key, across: int, signal: Tensor) -> Tensor:
+    def _at_few(self, key: Key, positions: tuple[int, ...], signal: Tensor) -> Tensor:
         """The gradient of a result, at the positions that count alone."""
-        rows, chosen = rows_of(signal, across), self._chosen.get(key)
+        rows, chosen = rows_of(signal, positions), self._chosen.get(key)
         if len(rows) <= TOKENS:
             return signal
         if chosen is None or chosen.of != len(rows):  # an expert's tokens may be others in another step
@@ -177,7 +176,7 @@ class FewPositions(TorchFunctionMode):
                 return signal
             chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(TOKENS).indices)
         kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
-        return signal * kept.view(signal.movedim(across, -1).shape[:-1]).unsqueeze(across)
+        return signal * kept.view([size if dim in positions else 1 for dim, size in enumerate(signal.shape)])
 
 
 def _writes(func: Any) -> bool:
@@ -186,29 +185,18 @@ def _writes(func: Any) -> bool:
     return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
-def rows_of(out: Tensor, across: int) -> Tensor:
-    """A result as (positions, features)."""
-    return out.movedim(across, -1).flatten(0, -2)
+def _inside(func: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The same in calls that the mode sees, of a function with products inside."""
+    if func is torch.einsum and len(args) > 3:
+        return einsum_in_pairs
+    return _opened(func) if func in _OPENED else None
 
 
-def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Product | None:
-    """How a call is one of a weight and an activation, as (..., features) or (batch, channels, ...); else None."""
-    if func in _PRODUCTS and len(args) == 2 and not kwargs:
-        return _checked(_Product(*args, None, -1, lambda inputs, weight, _: func(inputs, weight)))
-    if func is torch.addmm and len(args) == 3 and not kwargs:
-        return _checked(_Product(*args[1:], args[0], -1, lambda inputs, weight, bias: func(bias, inputs, weight)))
-    if func is not F.linear and func not in _CONVOLUTIONS:
-        return None
-    named = dict(zip(_WITH_BIAS, args, strict=False)) | kwargs
-    inputs, weight, bias = named.pop("input"), named.pop("weight"), named.pop("bias", None)
-    rest, across = args[len(_WITH_BIAS) :], 1 if func in _CONVOLUTIONS else -1
-    return _checked(_Product(inputs, weight, bias, across, lambda *tensors: func(*tensors, *rest, **named)))
-
-
-def _checked(product: _Product) -> _Product | None:
-    """Those of one weight with a batch: not one matrix each, and no convolution of a single example."""
-    inputs, weight = product.inputs, product.weight
-    if not (isinstance(inputs, Tensor) and isinstance(weight, Tensor)):
-        return None
-    fitting = inputs.ndim == weight.ndim if product.across == 1 else weight.ndim == 2 <= inputs.ndim
-    return product if fitting else None
+@cache
+def _opened(func: FunctionType) -> FunctionType:
+    """A function of torch that does not hand itself over to a mode, so that the mode sees its inside."""
+    never = dict.fromkeys(("has_torch_function", "has_torch_function_unary"), lambda _: False)
+    inside = {**func.__globals__, **never}
+    opened = FunctionType(func.__code__, inside, func.__name__, func.__defaults__, func.__closure__)
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened

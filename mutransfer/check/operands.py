@@ -179,8 +179,8 @@ def fan_in(call: Call, operand: Operand, tensor: Tensor) -> int:
     return int(tensor.shape[-1]) if name in ("linear", "mv", "addmv", "dot") else 1
 
 
-def features_dim(call: Call, operand: Operand) -> int:
-    """The dimension of a product that holds the features which a weight makes; the others are positions."""
-    if call.name == "convolution":
-        return 1
-    return -2 if operand[0] in ("self", "mat1", "batch1") else -1
+def positions_of(call: Call, out: Tensor) -> tuple[int, ...]:
+    """The dimensions of a weight's product with an activation that are positions; the others are features."""
+    if call.name in ("bmm", "baddbmm"):
+        return (1,)
+    return (0, *range(2, out.ndim)) if call.name == "convolution" else tuple(range(out.ndim - 1))

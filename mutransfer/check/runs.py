@@ -175,13 +175,14 @@ def _step(fresh: _Fresh, training: Training, step: int) -> dict[str, float]:
 
 def _backward(fresh: _Fresh, training: Training, step: int, precision: Precision) -> None:
     fresh.optimizer.zero_grad(set_to_none=True)
-    with precision.context(next(fresh.model.parameters()).device), fresh.few:
-        loss = training.loss(fresh.model, fresh.batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")
-    if not math.isfinite(loss.item()):
-        raise LossNotFiniteError(step)
-    loss.backward()
+    with fresh.few:
+        with precision.context(next(fresh.model.parameters()).device):
+            loss = training.loss(fresh.model, fresh.batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ConfigError("loss= must return one scalar tensor that depends on the model's parameters.")
+        if not math.isfinite(loss.item()):
+            raise LossNotFiniteError(step)
+        loss.backward()
 
 
 def _gradient_sizes(model: nn.Module) -> dict[str, float]:

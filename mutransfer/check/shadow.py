@@ -16,7 +16,8 @@ from typing import Any, Self
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mutransfer.check.few import Chosen, rows_of
+from mutransfer.check.applied import rows_of
+from mutransfer.check.few import Chosen
 from mutransfer.check.flow import Flow, Flows, rms, sources, storage
 from mutransfer.check.operands import (
     LOOKUPS,
@@ -26,7 +27,7 @@ from mutransfer.check.operands import (
     contribution,
     factors_of,
     fan_in,
-    features_dim,
+    positions_of,
     reduced,
 )
 
@@ -185,7 +186,7 @@ class ShadowMode(TorchDispatchMode):
         index = self._counts[parameter] = self._counts.get(parameter, -1) + 1
         fan_out = share.numel() // contracted
         positions = own.numel() // fan_out if contracted > 1 else 0
-        chosen = self._chosen(call, operand, own) if contracted > 1 else None
+        chosen = self._chosen(call, own) if contracted > 1 else None
         if chosen is not None:
             own, positions = chosen, len(chosen)
         made = self._made[storage(tensor)]
@@ -202,12 +203,12 @@ class ShadowMode(TorchDispatchMode):
         size, flow = min(sizes, key=lambda pair: pair[0], default=(0.0, Flow()))
         return size, next((self.uses[use].parameter for use in sources(flow)), "")
 
-    def _chosen(self, call: Call, operand: Operand, own: Tensor) -> Tensor | None:
+    def _chosen(self, call: Call, own: Tensor) -> Tensor | None:
         """A weight's contribution at the positions that count, (positions, features); None where all do."""
         here = self._here()
         if here is None:
             return None
-        rows = rows_of(own, features_dim(call, operand))
+        rows = rows_of(own, positions_of(call, own))
         return rows[here.rows] if len(rows) == here.of else None
 
     def _place(

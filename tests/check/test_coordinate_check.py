@@ -492,20 +492,37 @@ class TestReport:
         assert f"culprit: {failed.culprits[0].name}" in text
         assert "cells imply" in text
 
-    def test_a_note_says_where_alignment_is_only_partial(self, models):
-        """Of an einsum no position is left out."""
+    def test_a_check_that_sees_partial_alignment_alone_does_not_pass(self):
+        """Of a product by a function of one's own no position is left out."""
 
-        class Einsum(torch.nn.Module):
+        class Own(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w):
+                ctx.save_for_backward(x, w)
+                return x @ w
+
+            @staticmethod
+            def backward(ctx, signal):
+                x, w = ctx.saved_tensors
+                return signal @ w.T, x.T @ signal
+
+        class Model(torch.nn.Module):
             def __init__(self, width):
                 super().__init__()
-                self.embed, self.head = torch.nn.Linear(8, width), torch.nn.Parameter(torch.randn(width, 16))
+                self.embed, self.norm = torch.nn.Linear(64, width), torch.nn.LayerNorm(width)
+                self.head = torch.nn.Parameter(torch.randn(width, 16))
 
             def forward(self, x):
-                return torch.einsum("nd,do->no", self.embed(x), self.head)
+                return Own.apply(self.norm(torch.tanh(self.embed(x))), self.head)
 
-        many = (torch.randn(512, 8),)
-        report = mt.coord_check(Einsum, widths=[32, 64, 128], parameterization="sp", example_inputs=many, seeds=2)
-        assert "512 positions a step" in str(report)
+        def batch(seed):
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randn(96, 64, generator=generator), torch.randint(16, (96,), generator=generator)
+
+        report = mt.coord_check(Model, widths=[64, 128, 256], batches=batch)
+        assert report.verdict == "undecided"
+        assert report.doubt.startswith("head learns from all 96 positions")
+        assert "96 positions a step" in str(report)
 
     def test_json_is_complete_and_can_be_read(self, failed, tmp_path):
         saved = json.loads(failed.save(tmp_path / "check.json").read_text())

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import mutransfer as mt
 from mutransfer.check import few
 from mutransfer.check.few import TOKENS, FewPositions
+from mutransfer.check.shadow import ShadowMode
 from mutransfer.rules.scale import m_in
 from mutransfer.rules.table import Role
 from mutransfer.rules.tables import PARAMETERIZATIONS
@@ -30,40 +32,85 @@ class Conv1D(nn.Module):
         return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
 
 
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear": (lambda: nn.Linear(6, 5), (2, 20, 6)),
-    "addmm": (lambda: Conv1D(6, 5), (2, 20, 6)),
-    "convolution": (lambda: nn.Conv2d(3, 5, 3, stride=2), (2, 3, 13, 13)),
-    "grouped convolution": (lambda: nn.Conv1d(4, 8, 3, groups=2, padding=1), (2, 4, 20)),
-    "transposed convolution": (lambda: nn.ConvTranspose1d(4, 5, 4, stride=2), (2, 4, 10)),
-}
+class Spelled(nn.Module):
+    """A weight of this shape, and what a forward pass does with it."""
+
+    def __init__(self, shape: tuple[int, ...], apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.apply_to = nn.Parameter(torch.randn(shape)), apply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_to(x, self.weight)
 
 
-def rows(out: Tensor, features: int) -> Tensor:
-    """(positions, features)."""
-    return out.movedim(features, -1).flatten(0, -2)
+def spelled(*shape: int, apply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Spelled(shape, apply)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    # layer, shape of its input, the dimensions of its result that are positions
+    "linear": (lambda: nn.Linear(6, 5), (2, 20, 6), (0, 1)),
+    "addmm": (lambda: Conv1D(6, 5), (2, 20, 6), (0, 1)),
+    "convolution": (lambda: nn.Conv2d(3, 5, 3, stride=2), (2, 3, 13, 13), (0, 2, 3)),
+    "grouped convolution": (lambda: nn.Conv1d(4, 8, 3, groups=2, padding=1), (2, 4, 20), (0, 2)),
+    "transposed convolution": (lambda: nn.ConvTranspose1d(4, 5, 4, stride=2), (2, 4, 10), (0, 2)),
+    "matrix on the right": (spelled(6, 5, apply=lambda x, w: x @ w), (2, 20, 6), (0, 1)),
+    "matrix on the left": (spelled(5, 6, apply=lambda x, w: w @ x), (2, 6, 20), (0, 2)),
+    "vector": (spelled(6, apply=lambda x, w: x @ w), (2, 20, 6), (0, 1)),
+    "bmm of experts": (spelled(3, 6, 5, apply=lambda x, w: torch.bmm(x, w)), (3, 20, 6), (1,)),
+    "bmm of one matrix": (spelled(6, 5, apply=lambda x, w: torch.bmm(x, w.expand(2, 6, 5))), (2, 20, 6), (0, 1)),
+    "matmul of heads": (spelled(3, 6, 5, apply=lambda x, w: x @ w), (2, 3, 20, 6), (0, 2)),
+    "matmul that all experts get": (spelled(3, 6, 5, apply=lambda x, w: x.unsqueeze(0) @ w), (20, 6), (1,)),
+    "inner": (spelled(5, 6, apply=lambda x, w: torch.inner(x, w)), (2, 20, 6), (0, 1)),
+    "tensordot": (spelled(2, 3, 5, apply=lambda x, w: torch.tensordot(x, w, 2)), (20, 2, 3), (0,)),
+    "tensordot by dimensions": (
+        spelled(5, 6, apply=lambda x, w: torch.tensordot(x, w, dims=([1], [1]))), (2, 6, 20), (0, 1),
+    ),
+    "einsum": (spelled(6, 5, apply=lambda x, w: torch.einsum("bnd,df->bnf", x, w)), (2, 20, 6), (0, 1)),
+    "einsum into heads": (spelled(6, 3, 2, apply=lambda x, w: torch.einsum("bnd,dhk->bhnk", x, w)), (2, 20, 6), (0, 2)),
+    "einsum of heads": (spelled(3, 2, 6, apply=lambda x, w: torch.einsum("bhnk, hkd", x, w)), (2, 3, 20, 2), (0, 2)),
+    "einsum of experts": (spelled(3, 5, 6, apply=lambda x, w: torch.einsum("efd,end->nef", w, x)), (3, 20, 6), (0,)),
+    "einsum of three": (
+        spelled(6, 5, apply=lambda x, w: torch.einsum("bnd,d,df->bnf", x, torch.arange(6.0).double(), w)),
+        (2, 20, 6), (0, 1),
+    ),
+    "einsum with dots": (spelled(6, 5, apply=lambda x, w: torch.einsum("...d,df", [x, w])), (2, 20, 6), (0, 1)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_weight_learns_from_the_positions_with_the_largest_gradients_and_all_else_from_all(name: str) -> None:
-    make, shape = LAYERS[name]
+    make, shape, positions = LAYERS[name]
     torch.manual_seed(0)
-    layer, features = make().double(), 1 if "convolution" in name else -1
+    layer = make().double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     plain = layer(x)
     signal = torch.randn_like(plain)
-    kept = rows(signal, features).norm(dim=1).topk(TOKENS).indices
-    mask = torch.zeros(len(rows(signal, features)), dtype=torch.float64).index_fill(0, kept, 1.0)
-    mask = mask.view(signal.movedim(features, -1).shape[:-1]).unsqueeze(features)
+    features = [dim for dim in range(plain.ndim) if dim not in positions]
+    sizes = signal.square().sum(features, keepdim=True) if features else signal.square()
+    mask = sizes >= sizes.flatten().topk(TOKENS).values[-1]
     (few_weight,) = torch.autograd.grad(plain, layer.weight, signal * mask, retain_graph=True)
-    whole_input, whole_bias = torch.autograd.grad(plain, (x, layer.bias), signal)
-    with FewPositions(layer):
+    beside = [x, *(p for name, p in layer.named_parameters() if name != "weight")]
+    whole = torch.autograd.grad(plain, beside, signal)
+    mode = FewPositions(layer)
+    with mode:
         out = layer(x)
-    assert torch.equal(out, plain)
+    torch.testing.assert_close(out, plain)
     out.backward(signal)
     torch.testing.assert_close(layer.weight.grad, few_weight)
-    torch.testing.assert_close(x.grad, whole_input)
-    torch.testing.assert_close(layer.bias.grad, whole_bias)
+    for tensor, expected in zip(beside, whole, strict=True):
+        torch.testing.assert_close(tensor.grad, expected)
+    with torch.no_grad():
+        learned = ShadowMode(
+            {"weight": (layer.weight, layer.weight)}, iter(()), initial=True, module=str, here=lambda: mode.here
+        )
+        with mode, learned:
+            layer(x)
+    own = plain - torch.func.functional_call(layer, {"weight": torch.zeros_like(layer.weight)}, (x,))
+    shown = own.masked_select(mask.expand_as(own)).square().mean().sqrt()
+    assert [(use.positions, use.size) for use in learned.finish() if use.parameter == "weight"] == [
+        (TOKENS, pytest.approx(shown.item()))
+    ]
 
 
 def test_batches_of_few_positions_train_bitwise_as_ever() -> None:
@@ -179,6 +226,49 @@ def test_weight_that_is_made_of_parameters_learns_from_few_positions_too() -> No
         out = layer(x)
     (found,) = torch.autograd.grad(out, gain, signal)
     torch.testing.assert_close(found, expected)
+
+
+class Attention(nn.Module):
+    """Self-attention of torch, and what else a layer of it may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+def test_inside_of_torch_attention_is_seen() -> None:
+    torch.manual_seed(0)
+    model, x = Attention().double(), torch.randn(2, 20, 6, dtype=torch.float64)
+    mode = FewPositions(model)
+    with mode:
+        out = model(x)
+    torch.testing.assert_close(out, model(x))
+    out.square().sum().backward()
+    assert mode._chosen.keys() == {("attention.in_proj_weight", 0), ("attention.out_proj.weight", 0)}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint_changes_neither_what_is_learned_nor_where_it_is_measured(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    first, second, x = nn.Linear(6, 6), nn.Linear(6, 6), torch.randn(40, 6, requires_grad=True)
+    model = nn.Sequential(first, second)
+    learned: dict[bool, list[Tensor]] = {}
+    modes = {stored: FewPositions(model) for stored in (True, False)}
+    for stored, mode in modes.items():
+        model.zero_grad()
+        with mode:
+            out = (
+                model(x)
+                if stored
+                else checkpoint(second, checkpoint(first, x, use_reentrant=reentrant), use_reentrant=reentrant)
+            )
+            out.square().sum().backward()
+        learned[stored] = [parameter.grad.clone() for parameter in model.parameters()]
+    torch.testing.assert_close(learned[True], learned[False])
+    assert modes[True]._chosen.keys() == modes[False]._chosen.keys()
 
 
 class Wide(nn.Module):
