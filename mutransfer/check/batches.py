@@ -103,13 +103,14 @@ def _cut(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _redrawn(model: nn.Module, guess: Any, seed: int) -> Any:
     """Contents for a guess that has only shapes: ids other than 0 (which is often padding), or normal draws."""
     generator = torch.Generator().manual_seed(seed)
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     vocabulary = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)
 
     def draw(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         if value.is_floating_point():
-            return torch.randn(value.shape, generator=generator)
+            return torch.randn(value.shape, generator=generator).to(precision)
         return torch.randint(1, vocabulary, value.shape, generator=generator)
 
     return {k: draw(v) for k, v in guess.items()} if isinstance(guess, Mapping) else tuple(draw(v) for v in guess)

@@ -129,7 +129,7 @@ class FewPositions(TorchFunctionMode):
         name = self._name(call.weight) if call else None
         if call is None or name is None:
             return self._followed(func, (*args, *given.values()), func(*args, **given))
-        if call.count is not None and call.count <= TOKENS:
+        if (call.count is not None and call.count <= TOKENS) or _is_transformed():
             return func(*args, **given)
         return self._run(call, (name, self._number(name)))
 
@@ -177,6 +177,11 @@ class FewPositions(TorchFunctionMode):
             chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(TOKENS).indices)
         kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
         return signal * kept.view([size if dim in positions else 1 for dim, size in enumerate(signal.shape)])
+
+
+def _is_transformed() -> bool:
+    """Inside of `torch.vmap` and its like, which take no function with a backward pass of its own."""
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def _writes(func: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from mutransfer.check.batches import Loss, described
+from mutransfer.check.draws import CommonDraws
 from mutransfer.check.few import FewPositions
 from mutransfer.check.flow import rms
 from mutransfer.check.measure import InRows, Snapshot, measure
@@ -115,8 +116,10 @@ class _Fresh:
 
     @classmethod
     def of(cls, subject: Subject, size: int, seed: int, training: Training) -> Self:
+        with CommonDraws(seed):
+            model, optimizer = subject.make(size)
         torch.manual_seed(seed)
-        model, optimizer = subject.make(size)
+        _refuse_rounded(model)
         _still(model)
         return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model))
 
@@ -153,6 +156,16 @@ def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snaps
     """The first forward pass of a run."""
     with torch.random.fork_rng():
         return _Fresh.of(subject, size, seed, training).measured(training, subject.in_rows(size))
+
+
+def _refuse_rounded(model: nn.Module) -> None:
+    """Changes of weights that are held in half precision are lost to rounding."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"{name!r} is held in {str(parameter.dtype).removeprefix('torch.')}, in which the changes of a few "
+                "steps are lost to rounding. Build the model in float32; precision='bf16' computes in bfloat16."
+            )
 
 
 def _still(model: nn.Module) -> None:

@@ -76,7 +76,7 @@ def fits(law: Law, tensor: Tensor) -> bool:
     """Whether a tensor's mean and std are those of a fresh draw by the law; rows of padding are left out."""
     if tensor.numel() == 0 or tensor.is_meta:
         return True
-    tensor = tensor.detach()
+    tensor = _as_real(tensor.detach())
     if law.kind == "constant":
         low, high = (0.0, 0.0) if math.isnan(law.mean) else (float(t) - law.mean for t in tensor.aminmax())
         precision = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
@@ -95,6 +95,11 @@ def fits(law: Law, tensor: Tensor) -> bool:
     return not (wrong_std or wrong_mean)
 
 
+def _as_real(tensor: Tensor) -> Tensor:
+    """The parts of complex numbers, whose std is 1/sqrt(2) of that which they are drawn with, by that std."""
+    return torch.view_as_real(tensor) * math.sqrt(2) if tensor.is_complex() else tensor
+
+
 def _sample(tensor: Tensor) -> Tensor:
     """Rows spread over all of a tensor, and entries spread over all of each; all there are where they are few."""
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
@@ -105,7 +110,7 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def estimate(values: Tensor) -> Law:
     """The law of a tensor by its values alone: constant where they are all equal, else drawn with their std."""
-    values = values.detach().double().flatten()
+    values = _as_real(values.detach()).double().flatten()
     if values.numel() == 0 or bool((values == values[0]).all()):
         return constant(float(values[0]) if values.numel() else 0.0)
     return Law("drawn", float(values.std(correction=0)), float(values.mean()), measured=True)

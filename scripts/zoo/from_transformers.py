@@ -25,12 +25,12 @@ HEADS = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULT
          "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "SEQUENCE_CLASSIFICATION",
          "VIDEO_CLASSIFICATION", "PRETRAINING")  # fmt: skip
 """Preferred tasks: those with a readout first."""
-
-
 MOST_ENTRIES = 100_000_000
 """Parameters of a default config's model that is run as it is."""
 LABELS = 16
 """Two, the default, are too few numbers for the size of a readout's result: seeds differ by an octave."""
+INITIALIZER_RANGE, INVISIBLE = 0.02, 1e-6
+"""The std that nearly all configs of transformers draw weights with, and one that no weight is trained from."""
 
 
 def transformers_subjects() -> Iterator[Subject]:
@@ -72,7 +72,9 @@ def _small(kind: str, name: str) -> Small:
         raise NotBuiltError(f"transformers names {name} for it but has no such class")
     if model_class.forward is nn.Module.forward:
         raise NotBuiltError(f"{name} has no forward pass of its own")
-    shrunk, wider, find = _shrink(model_class, _default(kind))
+    config = _default(kind)
+    drawn = _drawn_visibly(config)
+    shrunk, wider, find = _shrink(model_class, config)
     width = shrunk.sizes.width
     make, deep = from_config(shrunk.config, width, wider)
     model = make(width)
@@ -88,6 +90,7 @@ def _small(kind: str, name: str) -> Small:
         inputs(0), lambda: at_width(2 * width, 0), lambda given: _forward(make(2 * width).eval(), given)
     )
     notes = {"class": name, "kept": list(shrunk.kept), "whole": find.whole, "inputs_follow": follow, **wider.notes}
+    notes |= {"initializer_range": INITIALIZER_RANGE} if drawn else {}
     return Small(width, make, inputs, notes, deep, at_width=at_width if follow else None)
 
 
@@ -132,6 +135,18 @@ def _default(kind: str) -> Any:
         return config
     except Exception as error:
         raise NotBuiltError(f"its default config raises {type(error).__name__}: {error}") from error
+
+
+def _drawn_visibly(config: Any) -> bool:
+    """Some configs draw weights of 1e-10, since these are always loaded: nothing can be trained from there. They get
+    the std that the others have; returns whether any did."""
+    parts = [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    changed = [_drawn_visibly(part) for part in parts]
+    std = getattr(config, "initializer_range", None)
+    if isinstance(std, float) and 0 < std < INVISIBLE:
+        config.initializer_range = INITIALIZER_RANGE
+        changed.append(True)
+    return any(changed)
 
 
 @dataclass

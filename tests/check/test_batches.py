@@ -40,3 +40,7 @@ def test_given_batches_are_used_again_from_the_start(guessed):
     made = Batches(["a", "b"], None)
     assert [made.of(nn.Linear(4, 2), 4, seed) for seed in range(3)] == ["a", "b", "a"]
     assert guessed == []
+
+
+def test_generated_inputs_have_the_precision_of_the_model():
+    assert Batches(None, None).of(nn.Linear(4, 2).double(), 4, 0).inputs[0].dtype == torch.float64
