@@ -107,25 +107,28 @@ class LossNotFiniteError(Exception):
 
 @dataclass(frozen=True)
 class _Fresh:
-    """What trains: a model, its optimizer, the batch that it repeats, and the positions that its weights learn from."""
+    """What trains: a model, its optimizer, the batch that it repeats, the positions that its weights learn from, and
+    what some rows of them carry, see `Subject`."""
 
     model: nn.Module
     optimizer: Optimizer
     batch: Any
     few: FewPositions
+    in_rows: InRows
 
     @classmethod
     def of(cls, subject: Subject, size: int, seed: int, training: Training) -> Self:
+        in_rows = subject.in_rows(size)  # first, since a plan has draws of its own
         with CommonDraws(seed):
             model, optimizer = subject.make(size)
         torch.manual_seed(seed)
         _refuse_rounded(model)
         _still(model)
-        return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model))
+        return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model), in_rows)
 
-    def measured(self, training: Training, in_rows: InRows, *before: Any) -> Snapshot:
+    def measured(self, training: Training, *before: Any) -> Snapshot:
         """See `measure`."""
-        return measure(self.model, lambda m: training.loss(m, self.batch), *before, in_rows=in_rows, few=self.few)
+        return measure(self.model, lambda m: training.loss(m, self.batch), *before, in_rows=self.in_rows, few=self.few)
 
 
 def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
@@ -136,26 +139,26 @@ def run(subject: Subject, size: int, seed: int, training: Training) -> Run:
     """
     with torch.random.fork_rng(), torch.enable_grad():
         fresh = _Fresh.of(subject, size, seed, training)
-        model, rows = fresh.model, subject.in_rows(size)
+        model = fresh.model
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        init = fresh.measured(training, rows)
+        init = fresh.measured(training)
         gradients = dict.fromkeys(start, 0.0)
         for step in range(1, training.steps + 1):
             for name, ratio in _step(fresh, training, step).items():
                 gradients[name] = max(gradients[name], ratio)
-        last = fresh.measured(training, rows, start, init)
+        last = fresh.measured(training, start, init)
         frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         still = frozenset(name for name, ratio in gradients.items() if ratio < NO_GRADIENT) - frozen
         trained = frozenset(start) - still - frozen
         init = replace(init, outputs={})  # only needed for the changes since
-        factors = subject.carried(size), rows
+        factors = subject.carried(size), fresh.in_rows
         return Run(init, last, still, frozen, trained, *factors, described(fresh.batch), type(model).__name__)
 
 
 def at_init(subject: Subject, size: int, seed: int, training: Training) -> Snapshot:
     """The first forward pass of a run."""
     with torch.random.fork_rng():
-        return _Fresh.of(subject, size, seed, training).measured(training, subject.in_rows(size))
+        return _Fresh.of(subject, size, seed, training).measured(training)
 
 
 def _refuse_rounded(model: nn.Module) -> None:

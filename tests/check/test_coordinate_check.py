@@ -282,8 +282,9 @@ class TwoLayersMultiplied(torch.nn.Module):
 
 def test_where_the_control_does_not_fail_nothing_is_decided():
     report = mt.coord_check(TwoLayersMultiplied, widths=WIDTHS, lr=2**-10)
-    assert (report.verdict, report.control.verdict) == ("undecided", "undecided")
-    assert "does not fail" in report.reason
+    assert report.verdict == "undecided"
+    assert report.control.verdict != "fail"
+    assert "cannot tell right from wrong here" in report.reason
 
 
 class TestVerdictAndCulprit:
