@@ -155,7 +155,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _logits(out: Any) -> Tensor:
-    logits = first_tensor(out)
+    """Of an output with several tensors, such as keypoints and their scores, the first that can be trained on."""
+    logits = first_tensor(out, lambda tensor: tensor.requires_grad) if torch.is_grad_enabled() else None
+    logits = first_tensor(out) if logits is None else logits
     if logits is None or logits.ndim == 0:
         raise ConfigError("The model's output holds no logits. Pass loss=, a function (model, batch) -> scalar.")
     return logits

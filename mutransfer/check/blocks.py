@@ -48,7 +48,7 @@ def odd_blocks(runs: Runs, axis: Axis) -> list[OddBlock]:
         read = (log_sizes_of(run) for run in runs[largest])
         offs = _offs([{u: s for (k, u), s in of.items() if k == kind and pool.key(u) in judged} for of in read], axis)
         for name, interval in zip(offs, intervals(list(offs.values()), family=max(len(offs), 1)), strict=True):
-            if max(interval.low, -interval.high) > allowed:
+            if max(interval.lowest, -interval.highest) > allowed:
                 found.append(OddBlock(name, kind, interval.value, allowed))
     return sorted(found, key=lambda odd: -abs(odd.octaves))
 

@@ -137,12 +137,13 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def first_tensor(out: Any) -> Tensor | None:
-    """A module's output proper: the tensor itself, a model output's logits, or the first floating tensor in it."""
+def first_tensor(out: Any, fits: Callable[[Tensor], bool] = lambda _: True) -> Tensor | None:
+    """A module's output proper: the tensor itself, a model output's logits, or the first floating tensor in it; of
+    those that fit."""
     if isinstance(out, Tensor):
-        return out if out.is_floating_point() else None
+        return out if out.is_floating_point() and fits(out) else None
     logits = getattr(out, "logits", None)
-    if isinstance(logits, Tensor):
+    if isinstance(logits, Tensor) and fits(logits):
         return logits
     values = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
-    return next((tensor for value in values if (tensor := first_tensor(value)) is not None), None)
+    return next((tensor for value in values if (tensor := first_tensor(value, fits)) is not None), None)

@@ -176,7 +176,7 @@ class CoordReport:
     def _sizes_of_kept(self) -> list[str]:
         """The first module of a kept model whose output does not keep its size, as a pretrained one's does."""
         at_init = (slope for slope in self.slopes if slope.what == "module" and slope.kind == "init")
-        off = [slope for slope in at_init if slope.low > MARGIN or slope.high < -MARGIN]
+        off = [slope for slope in at_init if slope.lowest > MARGIN or slope.highest < -MARGIN]
         first = min(off, key=lambda slope: slope.order, default=None)
         if first is None:
             return []

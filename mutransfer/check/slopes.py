@@ -32,7 +32,7 @@ class Slope:
             depth check of the template that its blocks share.
         what: "parameter", or "module", "logits", "stream", which are for the plot and never judged.
         kind: "init" (RMS of multiplier * W_0 x_0, or of an activation) or "change" (since init).
-        value, low, high: the measured exponent and its interval.
+        value, low, high, lowest, highest: the measured exponent with its intervals, see `Interval`.
         sizes: mean log2 RMS at each size.
         order: where in execution order.
         role, place, law: of a parameter's use (its role in a width check, its place in a depth check), and the exponent
@@ -49,6 +49,8 @@ class Slope:
     value: float
     low: float
     high: float
+    lowest: float
+    highest: float
     sizes: tuple[float, ...]
     order: int
     role: Role | None = None
@@ -72,14 +74,15 @@ class Slope:
 
     @property
     def status(self) -> Status:
-        """Against the law; where there is none, nothing can be outside."""
+        """Against the law: inside by its own interval, outside by the one that holds together with all others. Nothing
+        is outside where there is no law."""
         if self.law is None:
             return "inside"
         ends = (self.law, self.law) if self.at_most is None else (-math.inf, self.at_most)
-        lowest, highest = ends[0] - MARGIN, ends[1] + MARGIN
-        if lowest <= self.low and self.high <= highest:
+        least, most = ends[0] - MARGIN, ends[1] + MARGIN
+        if least <= self.low and self.high <= most:
             return "inside"
-        return "outside" if self.low > highest or self.high < lowest else "undecided"
+        return "outside" if self.lowest > most or self.highest < least else "undecided"
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _slope(
 ) -> Slope:
     parameter, index = key
     name = parameter if index == 0 else f"{parameter} (use {index + 1})"
-    numbers, law = (interval.value, interval.low, interval.high), claim.exponent(kind, interval.value)
+    numbers, law = interval.numbers, claim.exponent(kind, interval.value)
     role, place = (claim.group, None) if isinstance(claim.group, Role) else (None, claim.group)
     at_most = claim.change if claim.at_most else None
     met = claim.met[kind == "change"]
@@ -140,7 +143,7 @@ def activation_slopes(runs: Runs, axis: Axis) -> list[Slope]:
         order.setdefault(_pooled_site(site, axis), len(order))
     found = _exponents(runs, lambda run: _activations(run, axis), order)
     return [
-        Slope(name or "(model)", what, kind, i.value, i.low, i.high, sizes, order[what, name])
+        Slope(name or "(model)", what, kind, *i.numbers, sizes, order[what, name])
         for (kind, (what, name)), (i, sizes) in found.items()
     ]
 

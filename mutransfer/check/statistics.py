@@ -12,10 +12,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+OWN_LEVEL = 0.95
+"""Of one interval by itself. A check passes when every tensor's own lies inside the law's margin: a tensor that is off
+by the margin passes with (1 - 0.95) / 2, however many others there are (an intersection-union test, Berger 1982,
+Technometrics 24:295), so that what is claimed of all needs no more of each."""
 PRIOR_FREEDOM = 4
 """Weight, in degrees of freedom, of the median variance of all tensors against a tensor's own S - 1."""
 FAMILY_LEVEL = 0.9
-"""Of all intervals together: with this probability every one of them covers its exponent."""
+"""Of all intervals together: with this probability every one of them covers its exponent. A check fails when one lies
+outside, and a right table has as many chances of that as there are tensors."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,19 @@ class Interval:
 
     Attributes:
         value: mean over seeds of the slope of log2 RMS against log2 width.
-        low, high: the interval, family-wise.
+        low, high: its own interval, at `OWN_LEVEL`.
+        lowest, highest: the wider one that holds together with all others, at `FAMILY_LEVEL`.
     """
 
     value: float
     low: float
     high: float
+    lowest: float
+    highest: float
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float, float]:
+        return self.value, self.low, self.high, self.lowest, self.highest
 
 
 def seed_slopes(log_sizes: Sequence[float], log_rms: Array) -> Array:
@@ -46,7 +58,7 @@ def seed_slopes(log_sizes: Sequence[float], log_rms: Array) -> Array:
 
 
 def intervals(slopes: Sequence[Array], *, family: int) -> list[Interval]:
-    """One interval per tensor, from its slopes per seed.
+    """The intervals of every tensor, from its slopes per seed.
 
     Args:
         slopes: per tensor, one slope per seed, of two seeds at least.
@@ -60,10 +72,10 @@ def intervals(slopes: Sequence[Array], *, family: int) -> list[Interval]:
     for slope, own in zip(slopes, variances, strict=True):
         seeds = len(slope)
         freedom = seeds - 1 + PRIOR_FREEDOM
-        quantile = t_quantile(1 - (1 - FAMILY_LEVEL) / 2 / family, freedom)
-        shrunk = (PRIOR_FREEDOM * typical + (seeds - 1) * own) / freedom
-        half, mean = quantile * math.sqrt(shrunk / seeds), float(np.mean(slope))
-        made.append(Interval(mean, mean - half, mean + half))
+        error, mean = math.sqrt((PRIOR_FREEDOM * typical + (seeds - 1) * own) / freedom / seeds), float(np.mean(slope))
+        alone = t_quantile(1 - (1 - OWN_LEVEL) / 2, freedom) * error
+        together = max(alone, t_quantile(1 - (1 - FAMILY_LEVEL) / 2 / family, freedom) * error)
+        made.append(Interval(mean, mean - alone, mean + alone, mean - together, mean + together))
     return made
 
 

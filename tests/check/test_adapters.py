@@ -225,7 +225,7 @@ class TestSumsOfWeights:
             claim = Claim(Role.VECTOR, (0.0, 0.0), 0.0).as_sum()
             value = (low + high) / 2
             law = claim.exponent("change", value)
-            return Slope("w", "parameter", "change", value, low, high, (), 0, law=law, at_most=claim.change)
+            return Slope("w", "parameter", "change", value, low, high, low, high, (), 0, law=law, at_most=claim.change)
 
         assert slope(-3.0, high).status == status
         assert slope(0.3, 0.6).status == "outside"

@@ -22,7 +22,7 @@ def passed():
 
 
 def slope(name: str, reach: float) -> Slope:
-    return Slope(name, "parameter", "change", 0.0, -reach, reach, (), 0, law=0.0)
+    return Slope(name, "parameter", "change", 0.0, -reach, reach, -reach, reach, (), 0, law=0.0)
 
 
 @pytest.mark.parametrize(

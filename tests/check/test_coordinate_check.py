@@ -256,7 +256,7 @@ class TestWholeGrid:
 
 
 def slope(name: str, kind: str, value: float, order: int, *, law: float = 0.0, half: float = 0.1) -> Slope:
-    numbers = value, value - half, value + half
+    numbers = value, *(value - half, value + half) * 2
     return Slope(name, "parameter", kind, *numbers, (0.0, 1.0), order, Role.HIDDEN, law, name)
 
 

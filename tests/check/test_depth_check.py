@@ -248,7 +248,7 @@ class TestEmbedding:
 
 
 def slope(name: str, kind: str, value: float, order: int, **more: object) -> Slope:
-    numbers = value, value - 0.1, value + 0.1
+    numbers = value, *(value - 0.1, value + 0.1) * 2
     return Slope(name, "parameter", kind, *numbers, (0.0, 1.0), order, None, 0.0, name, "", Place.INNER, **more)
 
 

@@ -40,13 +40,35 @@ def family_coverage(tensors: int, *, family: int) -> float:
     for _ in range(checks):
         noise = np.exp(random.normal(np.log(0.05), 0.3, tensors))
         slopes = [seed_slopes([6, 7, 8, 9], random.normal(0, sd, (4, 8))) for sd in noise]
-        hits += all(i.low <= 0 <= i.high for i in intervals(slopes, family=family))
+        hits += all(i.lowest <= 0 <= i.highest for i in intervals(slopes, family=family))
     return hits / checks
 
 
 def test_all_intervals_of_a_check_hold_together_nine_times_in_ten():
     assert 0.84 <= family_coverage(40, family=40) <= 0.97
     assert family_coverage(40, family=1) < 0.5  # the control: single intervals do not hold together
+
+
+def test_an_interval_by_itself_holds_nineteen_times_in_twenty():
+    random, hits, checks, tensors = np.random.default_rng(0), 0, 50, 40
+    for _ in range(checks):
+        found = intervals([random.normal(0, 0.1, 8) for _ in range(tensors)], family=tensors)
+        hits += sum(i.low <= 0 <= i.high for i in found)
+        assert all(i.lowest <= i.low <= i.high <= i.highest for i in found)
+    assert hits / checks / tensors == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_tensor_that_is_off_by_the_margin_hardly_passes_however_many_others_there_are():
+    """What a pass claims of every tensor needs no more of each; that it be outside does."""
+    random, checks = np.random.default_rng(0), 400
+    passed = outside = 0
+    for _ in range(checks):
+        right = [random.normal(0, 0.1, 8) for _ in range(40)]
+        found = intervals([random.normal(0.25, 0.1, 8), *right], family=41)
+        passed += all(i.low >= -0.25 and i.high <= 0.25 for i in found)
+        outside += any(i.lowest > 0.25 or i.highest < -0.25 for i in found)
+    assert passed / checks < 0.05
+    assert outside / checks < 0.02
 
 
 def test_a_quiet_tensor_borrows_noise_from_the_others():
