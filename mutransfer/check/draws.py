@@ -31,6 +31,13 @@ class CommonDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            torch.manual_seed(self._next % 2**32)
+            _reseed(self._next % 2**32)
             self._next += 1
         return func(*args, **(kwargs or {}))
+
+
+def _reseed(seed: int) -> None:
+    """As `torch.manual_seed`, which takes milliseconds to say where a device that is not in use was seeded."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
