@@ -20,7 +20,8 @@ from torch import Tensor
 Labels = tuple[str, ...]
 """What every dimension of a tensor stands for."""
 
-_CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+_TRANSPOSED = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+_CONVOLUTIONS = _TRANSPOSED | {F.conv1d, F.conv2d, F.conv3d}
 _WITH_BIAS = ("input", "weight", "bias")
 _MATMULS = frozenset({torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__})
 
@@ -31,6 +32,7 @@ class Applied:
 
     Attributes:
         inputs, weight, bias: what it takes; without a bias, None.
+        fan_in: how many entries of the weight are summed into one of the result.
         positions: the dimensions of the result that the weight does not have, in order.
         count: how many positions there are; None where only running it tells.
         call: the three -> its result.
@@ -39,6 +41,7 @@ class Applied:
     inputs: Tensor
     weight: Tensor
     bias: Tensor | None
+    fan_in: int
     positions: tuple[int, ...]
     count: int | None
     call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -78,7 +81,8 @@ def _convolution(
     if inputs.ndim != weight.ndim or is_weight(inputs) or not is_weight(weight):
         return None
     positions, rest = (0, *range(2, inputs.ndim)), args[len(_WITH_BIAS) :]
-    return Applied(inputs, weight, bias, positions, None, lambda x, w, b: func(x, w, b, *rest, **named))
+    fan_in = (weight[:, 0] if func in _TRANSPOSED else weight[0]).numel()
+    return Applied(inputs, weight, bias, fan_in, positions, None, lambda x, w, b: func(x, w, b, *rest, **named))
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class _Product:
             return flat.reshape([sizes[label] for label in spread]).permute([spread.index(label) for label in self.out])
 
         positions = tuple(place for place, label in enumerate(self.out) if label in rows)
-        return Applied(inputs, weight, bias, positions, math.prod(sizes[label] for label in rows), call)
+        fan_in, count = (math.prod(sizes[label] for label in labels) for labels in (contracted, rows))
+        return Applied(inputs, weight, bias, fan_in, positions, count, call)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 from mutransfer.check.axes import AxisName, Runs
 from mutransfer.check.batches import Batches, Given, Loss, default_loss, inputs_in
 from mutransfer.check.builds import Build, BuildDeep
-from mutransfer.check.few import TOKENS
+from mutransfer.check.few import FEW, TOKENS
 from mutransfer.check.grid import Grid
-from mutransfer.check.report import FEW, Control, CoordReport
+from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
 from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, depth_width, width_setup
 from mutransfer.check.shadow import Use
@@ -148,6 +148,8 @@ def coord_check(
         rate = largest_lr(setup.subject, setup.sizes[0])
         why = f"make_optimizer's largest at {setup.axis.name} {setup.sizes[0]}"
         lower = f"the learning rates of make_optimizer, such as {rate:g}. Give it smaller ones"
+    if setup.axis.name == "width":
+        training = training.between(setup.subject, setup.sizes[0], setup.sizes[-1])
     grid = Grid(table, family, setup.axis, setup.sizes, training, lower, progress)
     runs, judged = grid.until_decided(setup.subject, seeds)
     verdict, against, notes = judged.found.verdict, None, setup.notes

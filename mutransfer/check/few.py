@@ -2,10 +2,11 @@
 
 A weight that is applied to N vectors x_j moves by the sum over them of g_j x_j^T. Applied to x_i, that is |x_i|^2 g_i,
 which grows as its fan-in n, and a sum over the others, which grows as sqrt(N n): the law is that of n far larger than
-N. Images, sound and long sequences have thousands of positions. So a weight learns from the few that have the largest
-gradients, and its contribution is measured at these; what it passes back to its input comes from all of them. That
-holds of every call in `applied.py`, also where a weight is made of parameters and buffers. Recurrent layers and grouped
-products of experts learn from all; where these are too many, the check does not pass.
+N. Images, sound and long sequences have thousands of positions, and the first layers of a network of images few
+channels. So a weight learns from the few positions that have the largest gradients, 8 or a quarter of its fan-in at the
+smallest width, at every width as many, and its contribution is measured there; what it passes back to its input comes
+from all of them. That holds of every call in `applied.py`, also where a weight is made of parameters and buffers.
+Recurrent layers and grouped products of experts learn from all; where these are too many, the check does not pass.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, Self, cast
 
 import torch
@@ -27,6 +28,8 @@ from mutransfer.planning.calls import tensors_in
 
 TOKENS = 8
 """Positions per step: far fewer than the smallest width, since the tables assume full alignment."""
+FEW = 4
+"""Positions should be fewer than the smallest fan-in by this factor."""
 
 _WRITES = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"})
 
@@ -38,6 +41,8 @@ NO_BACKWARD = -1
 
 Key = tuple[str, int]
 """A parameter's name and the number of the product that it is in, in execution order."""
+Limits = Mapping[Key, int]
+"""How many positions a weight learns from at most, where that is not `TOKENS`."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,17 @@ class FewPositions(TorchFunctionMode):
 
     Args:
         model: whose weights they are.
+        limits: see `limits_between`.
 
     Attributes:
+        fan_ins: of every product seen.
         here: the positions that count in the product that runs; None where all do.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, limits: Limits = MappingProxyType({})) -> None:
         super().__init__()
+        self.fan_ins: dict[Key, int] = {}
+        self._limits = limits
         self.here: Chosen | None = None
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._chosen: dict[Key, Chosen] = {}
@@ -129,13 +138,18 @@ class FewPositions(TorchFunctionMode):
         name = self._name(call.weight) if call else None
         if call is None or name is None:
             return self._followed(func, (*args, *given.values()), func(*args, **given))
-        if (call.count is not None and call.count <= TOKENS) or _is_transformed():
+        key = name, self._number(name)
+        self.fan_ins[key] = call.fan_in
+        if (call.count is not None and call.count <= self._limit(key)) or _is_transformed():
             return func(*args, **given)
-        return self._run(call, (name, self._number(name)))
+        return self._run(call, key)
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter that a tensor is, or is made of alone."""
         return self._parameters.get(id(tensor)) or self._made.get(id(tensor), (tensor, None))[1]
+
+    def _limit(self, key: Key) -> int:
+        return self._limits.get(key, TOKENS)
 
     def _number(self, name: str) -> int:
         """Of a use. A reentrant checkpoint runs once more while gradients are taken, the last one first."""
@@ -167,14 +181,14 @@ class FewPositions(TorchFunctionMode):
 
     def _at_few(self, key: Key, positions: tuple[int, ...], signal: Tensor) -> Tensor:
         """The gradient of a result, at the positions that count alone."""
-        rows, chosen = rows_of(signal, positions), self._chosen.get(key)
-        if len(rows) <= TOKENS:
+        rows, chosen, limit = rows_of(signal, positions), self._chosen.get(key), self._limit(key)
+        if len(rows) <= limit:
             return signal
         if chosen is None or chosen.of != len(rows):  # an expert's tokens may be others in another step
             sizes = rows.norm(dim=-1)
             if not bool(sizes.any()):
                 return signal
-            chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(TOKENS).indices)
+            chosen = self._chosen[key] = Chosen(len(rows), sizes.topk(limit).indices)
         kept = signal.new_zeros(chosen.of).index_fill(0, chosen.rows, 1.0)
         return signal * kept.view([size if dim in positions else 1 for dim, size in enumerate(signal.shape)])
 
@@ -188,6 +202,12 @@ def _writes(func: Any) -> bool:
     """Whether a function writes into its first argument."""
     name = getattr(func, "__name__", "")
     return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
+def limits_between(small: Mapping[Key, int], large: Mapping[Key, int]) -> Limits:
+    """For the fan-ins at the smallest and the largest width: as many positions as are few at the smallest. Where the
+    fan-in is the same at every width, so is what the others of `TOKENS` positions bring."""
+    return {key: min(TOKENS, max(1, n // FEW)) for key, n in small.items() if large.get(key, n) > n}
 
 
 def _inside(func: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mutransfer.check.axes import MARGIN, AxisName
+from mutransfer.check.few import FEW
 from mutransfer.check.settings import Setting
 from mutransfer.check.slopes import Listed, Slope
 from mutransfer.check.verdict import Culprit, Softmax, Verdict
@@ -19,8 +20,6 @@ FORMAT = 1
 """Version of the JSON that `save` writes."""
 EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHOWN_CULPRITS = 5
-FEW = 4
-"""Positions per step should be fewer than the smallest width by this factor."""
 _MARKS = {"inside": "ok", "outside": "OUTSIDE", "undecided": "?"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from mutransfer.check.batches import Loss, described
 from mutransfer.check.draws import CommonDraws
-from mutransfer.check.few import FewPositions
+from mutransfer.check.few import FewPositions, Limits, limits_between
 from mutransfer.check.flow import rms
 from mutransfer.check.measure import InRows, Snapshot, measure
 from mutransfer.errors import ConfigError
@@ -64,12 +64,25 @@ class Training:
         batch: (model, size, seed) -> the batch that the run repeats.
         loss: (model, batch) -> scalar.
         precision: of the training steps; measurements are in float32.
+        limits: see `FewPositions`, the same for all runs of a check.
     """
 
     steps: int
     batch: Callable[[nn.Module, int, int], Any]
     loss: Loss
     precision: Precision
+    limits: Limits = field(default_factory=dict)
+
+    def between(self, subject: Subject, small: int, large: int) -> Training:
+        """With the limits for a subject's widths."""
+        fan_ins = []
+        for size in (small, large):
+            with torch.random.fork_rng(), torch.no_grad():
+                fresh = _Fresh.of(subject, size, 0, self)
+                with fresh.few:
+                    self.loss(fresh.model, fresh.batch)
+                fan_ins.append(fresh.few.fan_ins)
+        return replace(self, limits=limits_between(*fan_ins))
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ class _Fresh:
         torch.manual_seed(seed)
         _refuse_rounded(model)
         _still(model)
-        return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model), in_rows)
+        return cls(model, optimizer, training.batch(model, size, seed), FewPositions(model, training.limits), in_rows)
 
     def measured(self, training: Training, *before: Any) -> Snapshot:
         """See `measure`."""

@@ -10,8 +10,7 @@ import torch
 
 import mutransfer as mt
 from mutransfer.check.batches import Generated
-from mutransfer.check.few import TOKENS
-from mutransfer.check.report import FEW
+from mutransfer.check.few import FEW, TOKENS
 from mutransfer.convert.parameterize import observe_for, plan_of
 from mutransfer.errors import MutransferError
 from mutransfer.planning.observe import Observed

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import mutransfer as mt
-from mutransfer.check import few
+from mutransfer.check import few, runs
 from mutransfer.check.few import TOKENS, FewPositions
 from mutransfer.check.shadow import ShadowMode
 from mutransfer.rules.scale import m_in
@@ -306,9 +306,46 @@ def test_wrong_learning_rate_is_found_on_such_batches() -> None:
     assert report.culprits[0].name == "hidden.weight"
 
 
+class Narrow(nn.Module):
+    """A convolution of a few channels in front, as networks of images begin with."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(16, width // 8, 1), nn.Conv1d(width // 8, width, 1)
+        self.norm, self.head = nn.BatchNorm1d(width), nn.Linear(width, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.norm(self.second(torch.tanh(self.first(x))))).mean(-1))
+
+
+def signals(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(8, 16, 64, generator=generator), torch.randint(16, (8,), generator=generator)
+
+
+def slope_of_narrow() -> float:
+    return mt.coord_check(Narrow, widths=[64, 128, 256, 512], batches=signals).slope("second.weight").value
+
+
+def test_weight_of_a_small_fan_in_learns_from_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 positions the others bring sqrt(1 + 7 / 8) at a fan-in of 8 and sqrt(1 + 7 / 64) at one of 64, an exponent
+    of -0.13 under a right table."""
+    fewer = slope_of_narrow()
+    monkeypatch.setattr(few, "FEW", 1)
+    assert abs(fewer) < 0.07
+    assert slope_of_narrow() < fewer - 0.05
+
+
+def test_limits_follow_the_smallest_fan_in_of_what_grows() -> None:
+    small = {("grows", 0): 16, ("wide", 0): 64, ("fixed", 0): 4, ("tiny", 0): 2}
+    large = {("grows", 0): 64, ("wide", 0): 256, ("fixed", 0): 4, ("tiny", 0): 8}
+    assert few.limits_between(small, large) == {("grows", 0): 4, ("wide", 0): TOKENS, ("tiny", 0): 1}
+
+
 def test_all_positions_at_once_would_say_that_a_right_table_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why it is done: updates of 512 random vectors in 32 to 128 dimensions hardly align."""
     monkeypatch.setattr(few, "TOKENS", MANY)
+    monkeypatch.setattr(runs, "limits_between", lambda small, large: {})
     report = check()
     assert report.slope("hidden.weight").value < -0.25
     assert report.verdict != "pass"
