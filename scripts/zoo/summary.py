@@ -15,8 +15,8 @@ TARGETS = (
     ("converted", "converted", lambda row: row.get("built") is not False, 95),
     ("attention_scale", "attention scale", lambda row: "attention_scale" in row, None),
     ("folded_is_explicit", "folded = explicit", lambda row: "folded_is_explicit" in row, None),
-    ("all_verified", "terminals verified", lambda row: row.get("branches"), None),
-    ("completep", "CompleteP converted", lambda row: row.get("branches"), 90),
+    ("all_verified", "terminals verified", lambda row: _has_stacks(row), None),
+    ("completep", "CompleteP converted", lambda row: _has_stacks(row), 90),
     ("check", "width check passed", lambda row: row.get("check") is not None, 95),
     ("depth_check", "depth check passed", lambda row: row.get("depth_check") is not None, 90),
 )  # fmt: skip
@@ -46,6 +46,11 @@ def _judged(row: Row) -> Row:
     """With the columns that follow from others."""
     crashed = row.get("reason", "").startswith(("CRASH", "TIME", "DIED"))
     return row | {"answered": not crashed, "all_verified": row.get("terminals") == row.get("branches")}
+
+
+def _has_stacks(row: Row) -> bool:
+    """Whether there are residual branches that repeat, or its layers have a number and what they add was not found."""
+    return row.get("branches") is False or bool(row.get("branches"))
 
 
 def summary(rows: Sequence[Row]) -> str:

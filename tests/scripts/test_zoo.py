@@ -84,6 +84,18 @@ def test_the_summary_counts_what_could_have_passed() -> None:
     assert "too steep" not in summary(merged(rows))
 
 
+def test_layers_whose_branches_were_not_found_count_as_not_converted_in_depth() -> None:
+    beside = {"source": "s", "stage": "convert", "built": True, "converted": True, "reason": ""}
+    found = {**beside, "model": "a", "branches": 2, "terminals": 2, "completep": True}
+    unknown = {**beside, "model": "b", "branches": False, "branches_reason": "CRASH KeyError: 7"}
+    no_stack, no_depth = {**beside, "model": "c", "branches": 0}, {**beside, "model": "d"}
+    lines = {line[:24].strip(): line for line in summary(merged([found, unknown, no_stack, no_depth])).splitlines()}
+    assert "1/2" in lines["CompleteP converted"]
+    assert "1/2" in lines["terminals verified"]
+    of_the_rest = summary(merged([found, no_stack, no_depth]))
+    assert "1/1" in next(line for line in of_the_rest.splitlines() if line.startswith("CompleteP converted"))
+
+
 def test_a_model_that_does_not_build_by_itself_is_no_failure_of_ours() -> None:
     def broken() -> Small:
         raise NotBuiltError("its config is incomplete")
