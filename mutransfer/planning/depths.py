@@ -37,8 +37,8 @@ def twice_as_deep(config: Any) -> dict[Path, Any]:
 
 
 def with_lists(config: Any, counts: Mapping[Path, Any]) -> dict[Path, Any]:
-    """The numbers of layers, and beside each one all lists with an entry per layer (their kinds, their widths): cut, or
-    begun anew."""
+    """The numbers of layers, and beside each one all lists with an entry per layer (their kinds, their widths, the one
+    whose keys they read): cut, or begun anew."""
     values = dict(counts)
     known = {field.path: field for field in fields_of(config)}
     for path, count in counts.items():
@@ -49,15 +49,18 @@ def with_lists(config: Any, counts: Mapping[Path, Any]) -> dict[Path, Any]:
         lists = {at: value for at, value in beside.items() if isinstance(value, list | tuple) and len(value) == own}
         of_layers = any(at in known and known[at].kind is Kind.LAYER_LIST for at in lists)
         for at, value in lists.items():
-            if _per_layer(known.get(at), value, certain=of_layers or own > MOST_STAGES):
+            if at in known and known[at].kind is Kind.LAYER_SOURCE:
+                values[at] = _sources(value, count)
+            elif _per_layer(at, known.get(at), value, certain=of_layers or own > MOST_STAGES):
                 values[at] = of_length(value, count)
     return values
 
 
-def _per_layer(field: Field | None, value: Sequence[Any], *, certain: bool) -> bool:
+def _per_layer(path: Path, field: Field | None, value: Sequence[Any], *, certain: bool) -> bool:
     """Whether a list as long as there are layers has an entry for each, rather than one per stage, or indices."""
     if field is not None and field.kind in (Kind.LAYER_LIST, Kind.LAYER_INDEX, Kind.TOKEN_ID):
         return field.kind is Kind.LAYER_LIST
+    certain = certain or path[-1].endswith("_per_layer")
     return certain and all(isinstance(entry, int | float) for entry in value)
 
 
@@ -65,6 +68,12 @@ def of_length(entries: Sequence[Any], length: int) -> Any:
     """The first entries of a list; where there are fewer, begun anew."""
     repeated = list(entries) * (length // len(entries) + 1)
     return type(entries)(repeated[:length])  # type: ignore[call-arg]
+
+
+def _sources(entries: Sequence[Any], length: int) -> Any:
+    """Layers that layers read: in what is begun anew they stand as far behind as before."""
+    shifted = (entry + i // len(entries) * len(entries) for i, entry in enumerate(of_length(entries, length)))
+    return type(entries)(shifted)  # type: ignore[call-arg]
 
 
 def _times(value: Any, k: int) -> Any:

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     DEPTH = "depth"
     LAYER_LIST = "per layer"
     LAYER_INDEX = "layer index"
+    LAYER_SOURCE = "layer that each layer reads"
     PERIOD = "period of layers"
     DENSE_LAYERS = "layers that are dense"
     SHARED_LAYERS = "layers that share another's keys"
@@ -81,6 +82,7 @@ PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.LAYER_LIST, r"(.*_)?(layer_types|layers?_block_type|block_types|indexer_types|no_rope_layers)"),
     (Kind.HEADS, r"(.*_)?(key_value|attention)_heads_per_layer"),
     (Kind.LAYER_LIST, r"(.*_)?(.*_per_layer|attn_layers|attention_layers|layers_types|mlp_layer_types)"),
+    (Kind.LAYER_SOURCE, r"(.*_)?source_layers"),
     (Kind.LAYER_INDEX, r"(.*_)?ind(ic|ex)es"),
     (Kind.LAYER_INDEX, r"(.*_)?(layer_(ids|index)|layer_idx|attn_idxs|hook_ids|_attention_blocks|return_idx|eval_idx)"),
     (Kind.LAYER_INDEX, r"(.*_)?(feature|select|extract|vision|target|moe|source|cross_attention|hidden)_layers?"),
@@ -320,7 +322,9 @@ def with_values(config: Any, changes: Mapping[Path, Any]) -> Any:
 
 
 def inside(config: Any, name: str) -> Any:
-    """What a config, or a list of configs, holds under one part of a path."""
+    """What a config, or a list of configs, holds under one part of a path; past a config's own rules of access, which
+    ask for the layer that a number is read of."""
     if isinstance(config, list | tuple):
         return config[int(name)]
-    return config[name] if isinstance(config, Mapping) else getattr(config, name)
+    held = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    return held[name] if name in held or isinstance(config, Mapping) else getattr(config, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -38,16 +39,37 @@ def at_width(config: Any, width: int, scale: HeadScaling = "heads") -> Any:
 
 
 def resized(config: Any, changes: Mapping[Path, Any]) -> Any:
-    """A copy of the config with other values; a dataclass is made anew, so that it can check them."""
+    """A copy of the config with other values.
+
+    A dataclass is made anew, so that it can check them and derive others from them; what it holds and its constructor
+    does not make of its own fields (what was given as further keywords, or set later) stays.
+    """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return with_values(config, changes)
+    config = copy.deepcopy(config)
     inner: dict[str, dict[Path, Any]] = {}
     for path, value in changes.items():
         if len(path) > 1:
             inner.setdefault(path[0], {})[path[1:]] = value
-    own = {path[0]: value for path, value in changes.items() if len(path) == 1}
-    nested = {name: resized(getattr(config, name), values) for name, values in inner.items()}
-    return dataclasses.replace(config, **own, **nested)
+    given = {path[0]: value for path, value in changes.items() if len(path) == 1}
+    given |= {name: resized(inside(config, name), values) for name, values in inner.items()}
+    made, same = _made_anew(config, given), _made_anew(config, {})
+    for name, value in getattr(config, "__dict__", {}).items():
+        if not _is_made(same, name, value):
+            object.__setattr__(made, name, given.get(name, value))
+    return made
+
+
+def _made_anew(config: Any, given: Mapping[str, Any]) -> Any:
+    """By its constructor, of its own fields but those that are given."""
+    fields = {field.name: inside(config, field.name) for field in dataclasses.fields(config) if field.init}
+    return type(config)(**copy.deepcopy({**fields, **given}))
+
+
+def _is_made(same: Any, name: str, value: Any) -> bool:
+    """Whether a config that is made anew holds this value by itself."""
+    held = getattr(same, "__dict__", {})
+    return name in held and bool(held[name] == value)
 
 
 def own_width(config: Any) -> tuple[Path, int]:

@@ -170,6 +170,8 @@ def _depths(fields: Sequence[Field], sizes: Sizes) -> dict[Path, Any]:
             length = len(field.value)
             chosen = [i for i in kept if i < length] if length > len(kept) else range(length)
             values[field.path] = type(field.value)(field.value[i] for i in chosen)
+        for field in (f for f in here if f.kind is Kind.LAYER_SOURCE):  # the first layers read none but themselves
+            values[field.path] = field.value[: len(kept)]
         staged = next((f for f in here if f.kind is Kind.DEPTH and isinstance(f.value, list | tuple)), None)
         for field in (f for f in indices if f.name != "_out_indices"):  # goes with its names, below
             if staged is not None and _count_blocks(field, staged):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from mutransfer.planning.depths import with_lists
 from mutransfer.planning.fields import Kind, Path, depth_fields, mapped, with_values
+from mutransfer.planning.resize import resized
 from mutransfer.planning.widths import Widths
 from zoo.layer_sizes import divisor_of, times
 
@@ -145,9 +147,13 @@ def from_config(config: Any, width: int, wider: Wider) -> tuple[Callable[[int], 
 
 
 def times_as_deep(config: Any, times: int, kept: Collection[Path] = ()) -> Any:
-    """Every number of layers multiplied but some, every list with an entry per layer as long."""
+    """Every number of layers multiplied but some, every list with an entry per layer as long, and what the config's own
+    constructor derives from these; where it does not take a config that was made small, that stays."""
     counts = [f for f in depth_fields(config) if f.kind is Kind.DEPTH and f.path not in kept]
-    return with_values(config, with_lists(config, {f.path: mapped(f.value, lambda n: n * times) for f in counts}))
+    changes = with_lists(config, {f.path: mapped(f.value, lambda n: n * times) for f in counts})
+    with suppress(Exception):  # whatever a foreign config raises in its checks
+        return resized(config, changes)
+    return with_values(config, changes)
 
 
 def images(batch: int, side: int, channels: int = 3) -> Callable[[int], tuple[Any, ...]]:

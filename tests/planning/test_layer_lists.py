@@ -43,6 +43,22 @@ def test_a_list_of_indices_is_no_list_of_layers() -> None:
     assert ("exit_layer_indices",) not in with_lists(config, {("num_hidden_layers",): 4})
 
 
+def test_layers_that_layers_read_stand_as_far_behind_in_what_is_begun_anew() -> None:
+    """The second layer of two reads the first one's keys, so the fourth of four reads the third's."""
+    config = small(kv_source_layers=[0, 0])
+    assert with_lists(config, {("num_hidden_layers",): 4})["kv_source_layers",] == [0, 0, 2, 2]
+    assert with_lists(config, {("num_hidden_layers",): 1})["kv_source_layers",] == [0]
+    deep = PretrainedConfig(num_hidden_layers=9, kv_source_layers=[0, 0, 2, 2, 4, 4, 6, 6, 8])
+    assert shrunk_values(deep, Sizes())["kv_source_layers",] == [0, 0]
+
+
+def test_a_list_that_is_named_per_layer_follows_however_short_and_one_of_stages_does_not() -> None:
+    config = PretrainedConfig(num_hidden_layers=2, num_key_value_heads_per_layer=[4, 2], conv_kernel=[3, 3])
+    found = with_lists(config, {("num_hidden_layers",): 4})
+    assert found["num_key_value_heads_per_layer",] == [4, 2, 4, 2]
+    assert ("conv_kernel",) not in found
+
+
 def test_a_base_that_is_narrower_and_shallower_has_the_narrower_widths_of_its_layers() -> None:
     config = with_values(small(), twice_as_deep(small()))
     config.intermediate_size = [256, 256, 512, 512]

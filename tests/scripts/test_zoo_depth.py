@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import LlamaConfig, Zamba2Config
 from zoo.depth import depth_columns, of_residual_stacks, with_every_block
 from zoo.from_timm import Arguments
-from zoo.subjects import Deeper, Small, Wider
+from zoo.subjects import Deeper, Small, Wider, times_as_deep
+
+from mutransfer.planning.fields import with_values
 
 WIDTH = 8
 
@@ -79,3 +82,20 @@ def test_the_base_is_so_deep_that_every_kind_of_branch_is_in_it() -> None:
     """The first two blocks have the parameters of the others, and add onto half of the stream."""
     assert with_every_block(small(halving=2)).depth == 2
     assert with_every_block(small()).depth == 1
+
+
+def test_what_a_config_derives_from_its_layers_follows_them_and_the_rest_stays_small() -> None:
+    types = ["linear_attention", "linear_attention", "hybrid"]
+    config = Zamba2Config(num_hidden_layers=3, layers_block_type=types)
+    small = with_values(config, {("hidden_size",): 64, ("attention_hidden_size",): 32})
+    deep = times_as_deep(small, 2)
+    assert (deep.layers_block_type, deep.hybrid_layer_ids) == (types * 2, [2, 5])
+    assert deep.attention_hidden_size == 32  # not what its constructor makes of 64
+    assert times_as_deep(config, 1).hybrid_layer_ids == [2]
+
+
+def test_a_small_config_that_its_own_checks_refuse_is_made_deeper_all_the_same() -> None:
+    config = with_values(LlamaConfig(num_hidden_layers=2), {("num_attention_heads",): 3})
+    with pytest.raises(Exception, match="multiple of the number of attention"):
+        LlamaConfig(num_attention_heads=3)
+    assert times_as_deep(config, 2).num_hidden_layers == 4
