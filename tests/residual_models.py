@@ -205,6 +205,18 @@ class TanhEnd(PreNorm):
         return x + torch.tanh(self.mlp(self.norm1(x)))
 
 
+class TanhGated(PreNorm):
+    """A learned gate, tanh of a number, multiplies the branch (Flamingo): what it multiplies holds the factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate1, self.gate2 = (nn.Parameter(torch.zeros(size)) for size in (1, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.tanh(self.gate1) * self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x)) * torch.tanh(self.gate2)
+
+
 class GatedMlp(Mlp):
     """Ends in a gate that is made of what it multiplies (squeeze and excite)."""
 

@@ -83,8 +83,10 @@ def find_terminal(lineage: Lineage, value: int, stop: frozenset[int]) -> Termina
 
 
 def _take_parameters(lineage: Lineage, op: Op, found: Terminal) -> bool:
-    """Notes the parameters of an op; whether the walk ends with them."""
+    """Notes the parameters of an op; whether the walk ends with them, and not in front of a gate such as tanh(w), which
+    a factor on w is none on."""
     uses = lineage.owners.get(lineage.trace.index(op), {})
+    uses = {name: use for name, use in uses.items() if not (use.nonlinear and _ending(op) == "scale")}
     ending = _ending(op) if any(use.kind != "elementwise" or not use.additive for use in uses.values()) else None
     if any(use.kind == "opaque" for use in uses.values()):
         found.blocked_by = op.name

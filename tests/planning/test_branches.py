@@ -21,6 +21,7 @@ ENDS = {
     zoo.Parallel: [("attention.o mlp.down", "parallel")],
     zoo.ParallelInARow: [("attention.o", "plain"), ("mlp.down", "plain")],
     zoo.LayerScale: [("gamma1", "layer-scale"), ("gamma2", "layer-scale")],
+    zoo.TanhGated: [("attention.o", "plain"), ("mlp.down", "plain")],
     zoo.GatedEnd: [("up", "experts")],
     zoo.TokenShift: [("mlp.down", "plain")],
     zoo.ScaledSkip: [("attention.o", "plain"), ("mlp.down", "plain")],

@@ -41,6 +41,7 @@ BLOCKS = [
     zoo.Parallel,
     zoo.ParallelInARow,
     zoo.LayerScale,
+    zoo.TanhGated,
     zoo.GatedEnd,
     zoo.TokenShift,
     zoo.ScaledSkip,
@@ -91,6 +92,7 @@ WRONG = {
     "another layer too": (zoo.PreNorm, lambda names: [*names, "embed.weight"]),
     "the norm on the stream": (zoo.PostNorm, lambda names: [*names, ".".join(names[0].split(".")[:2]) + ".norm1.bias"]),
     "one expert left out": (zoo.Experts, lambda names: [n for n in names if "shared" not in n]),
+    "the number that a gate is tanh of": (zoo.TanhGated, lambda names: ["blocks.0.gate1"]),
     "the layer below a layer scale too": (zoo.LayerScale, lambda names: [*names, "blocks.0.mlp.down.weight"]),
 }
 
