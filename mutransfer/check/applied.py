@@ -67,9 +67,14 @@ def applied(
     if spelled is None:
         return None
     a, b, bias, product = spelled
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or is_weight(a) == is_weight(b):
+    if not (_is_dense(a) and _is_dense(b)) or is_weight(a) == is_weight(b):
         return None
     return product.flipped.applied(b, a, bias) if is_weight(a) else product.applied(a, b, bias)
+
+
+def _is_dense(factor: Any) -> bool:
+    """A sparse or a nested tensor has no positions that could be told apart by their place."""
+    return isinstance(factor, Tensor) and factor.layout == torch.strided
 
 
 def _convolution(

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mutransfer.check.axes import AxisName, Runs
+from mutransfer.check.axes import Axis, Runs
 from mutransfer.check.batches import Batches, Given, Loss, default_loss, inputs_in
 from mutransfer.check.builds import Build, BuildDeep
 from mutransfer.check.few import FEW, TOKENS
-from mutransfer.check.grid import Grid
+from mutransfer.check.grid import Grid, Judged
 from mutransfer.check.report import Control, CoordReport
 from mutransfer.check.runs import Training
 from mutransfer.check.setups import CONTROL_SEEDS, Asked, depth_setup, depth_width, width_setup
@@ -158,7 +158,7 @@ def coord_check(
         against, notes = grid.control(control, min(seeds, CONTROL_SEEDS)), (*notes, *why_this)
     unseen = [item.parameter for item in judged.listed if item.unseen]
     unread = not asked.depths and scale == "head_dim" and not (asked.kept or judged.found.softmax)
-    first, most = runs[setup.sizes[0]], _most_positions(runs, setup.axis.name)
+    first, most = runs[setup.sizes[0]], _most_positions(runs, setup.axis, judged)
     doubt = _doubt(against, unseen, unread=unread) or ("" if asked.depths else _of_too_many(most, setup.widths[0]))
     report = CoordReport(
         verdict="undecided" if doubt and verdict == "pass" else verdict,
@@ -194,11 +194,13 @@ def coord_check(
     return report
 
 
-def _most_positions(runs: Runs, axis: AxisName) -> Use | None:
+def _most_positions(runs: Runs, axis: Axis, judged: Judged) -> Use | None:
     """The use that learns from the most vectors; in width of those whose fan-in grows, which alone align less."""
     small, large = (runs[size][0].last.uses for size in (min(runs), max(runs)))
     fan_ins = {use.key: use.fan_in for use in small}
-    counted = (use for use in large if axis == "depth" or use.fan_in > fan_ins.get(use.key, use.fan_in))
+    learning = {slope.parameter for slope in judged.found.judged if slope.kind == "change"}
+    uses = (use for use in large if axis.pooled(use.parameter) in learning)
+    counted = (use for use in uses if axis.name == "depth" or use.fan_in > fan_ins.get(use.key, use.fan_in))
     return max(counted, key=lambda use: use.positions, default=None)
 
 

@@ -21,6 +21,8 @@ from mutransfer.planning.data import Rows
 from mutransfer.rules.optimizers import find_optimizer
 
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
+NEGLIGIBLE = 1e-10
+"""A factor that leaves of an eps of 1e-8 what float32 can still square."""
 DECAY = 0.1
 """Of the groups that are read, never of those that train: any number shows the ratios."""
 
@@ -38,7 +40,10 @@ def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float
     def make(size: int) -> tuple[nn.Module, Optimizer]:
         plan, model = plan_of(size), build(size)
         plan.apply(model)
-        return model, plan.make_optimizer(model, lr=lr)
+        optimizer = plan.make_optimizer(model, lr=lr)
+        if find_optimizer(plan.optimizer).has_eps:
+            _without_weight(optimizer)
+        return model, optimizer
 
     def carried(size: int) -> Mapping[str, float]:
         return {line.name: line.carried for line in plan_of(size) if line.carried != 1.0}
@@ -57,6 +62,13 @@ def converted(name: str, build: Build, plan_of: Callable[[int], Plan], lr: float
             return {size: _planned_settings(plan_of(size), build(size), lr) for size in sizes}
 
     return Subject(name, make, carried, in_rows, settings)
+
+
+def _without_weight(optimizer: Optimizer) -> None:
+    """Eps is read off the groups. In training, a gradient that is no larger (behind a layer scale of 1e-6, or what is
+    normalized to length 1) would hide the learning rate's exponent."""
+    for group in optimizer.param_groups:
+        group["eps"] *= NEGLIGIBLE
 
 
 def _planned_settings(plan: Plan, model: nn.Module, lr: float) -> Mapping[str, Settings]:

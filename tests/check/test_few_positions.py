@@ -228,6 +228,13 @@ def test_weight_that_is_made_of_parameters_learns_from_few_positions_too() -> No
     torch.testing.assert_close(found, expected)
 
 
+def test_sparse_activations_are_left_alone() -> None:
+    layer = Spelled((6, 5), lambda x, w: x @ w)
+    with FewPositions(layer):
+        out = layer(torch.eye(40, 6).to_sparse())
+    torch.testing.assert_close(out[:6], layer.weight)
+
+
 class Attention(nn.Module):
     """Self-attention of torch, and what else a layer of it may have."""
 
