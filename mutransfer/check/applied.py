@@ -35,7 +35,7 @@ class Applied:
         fan_in: how many entries of the weight are summed into one of the result.
         positions: the dimensions of the result that the weight does not have, in order.
         count: how many positions there are; None where only running it tells.
-        call: the three -> its result.
+        run: the three -> its result.
     """
 
     inputs: Tensor
@@ -44,11 +44,11 @@ class Applied:
     fan_in: int
     positions: tuple[int, ...]
     count: int | None
-    call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     @property
     def result(self) -> Tensor:
-        return self.call(self.inputs, self.weight, self.bias)
+        return self.run(self.inputs, self.weight, self.bias)
 
 
 def rows_of(out: Tensor, positions: Sequence[int]) -> Tensor:
@@ -117,14 +117,14 @@ class _Product:
             return None
         sizes, spread = {**w.sizes, **x.sizes}, (*batch, *rows, *columns)
 
-        def call(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def run(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             matrices = x.arranged(inputs, batch, rows, contracted), w.arranged(weight, batch, contracted, columns)
             flat = torch.matmul(*matrices) if bias is None else torch.addmm(bias, *matrices)
             return flat.reshape([sizes[label] for label in spread]).permute([spread.index(label) for label in self.out])
 
         positions = tuple(place for place, label in enumerate(self.out) if label in rows)
         fan_in, count = (math.prod(sizes[label] for label in labels) for labels in (contracted, rows))
-        return Applied(inputs, weight, bias, fan_in, positions, count, call)
+        return Applied(inputs, weight, bias, fan_in, positions, count, run)
 
 
 @dataclass(frozen=True)

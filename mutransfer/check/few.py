@@ -73,7 +73,7 @@ class _Learned(torch.autograd.Function):
         x, w = (t.detach().requires_grad_(t.requires_grad) for t in (inputs, weight))
         b = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
         with torch.enable_grad():
-            ctx.out = call.call(x, w, b)
+            ctx.out = call.run(x, w, b)
         ctx.leaves, ctx.at_few = (x, w, b), at_few
         return cast(Tensor, ctx.out.detach())
 

@@ -30,7 +30,7 @@ def llama_config():
 CONFIGS = {"gpt2": gpt2_config, "llama": llama_config}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_transformers_config_is_checked_as_it_is(name):
     report = mt.coord_check(CONFIGS[name](), widths=WIDTHS, seeds=4)
     assert report.verdict == "pass"

@@ -327,16 +327,16 @@ class Narrow(nn.Module):
 
 def signals(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(8, 16, 64, generator=generator), torch.randint(16, (8,), generator=generator)
+    return torch.randn(8, 16, 16, generator=generator), torch.randint(16, (8,), generator=generator)
 
 
 def slope_of_narrow() -> float:
-    return mt.coord_check(Narrow, widths=[64, 128, 256, 512], batches=signals).slope("second.weight").value
+    return mt.coord_check(Narrow, widths=[64, 128, 256], seeds=4, batches=signals).slope("second.weight").value
 
 
 def test_weight_of_a_small_fan_in_learns_from_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 8 positions the others bring sqrt(1 + 7 / 8) at a fan-in of 8 and sqrt(1 + 7 / 64) at one of 64, an exponent
-    of -0.13 under a right table."""
+    """Of 8 positions the others bring sqrt(1 + 7 / 8) at a fan-in of 8 and sqrt(1 + 7 / 32) at one of 32, an exponent
+    of -0.16 under a right table."""
     fewer = slope_of_narrow()
     monkeypatch.setattr(few, "FEW", 1)
     assert abs(fewer) < 0.07
