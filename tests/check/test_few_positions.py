@@ -334,6 +334,7 @@ def slope_of_narrow() -> float:
     return mt.coord_check(Narrow, widths=[64, 128, 256], seeds=4, batches=signals).slope("second.weight").value
 
 
+@pytest.mark.slow
 def test_weight_of_a_small_fan_in_learns_from_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 positions the others bring sqrt(1 + 7 / 8) at a fan-in of 8 and sqrt(1 + 7 / 32) at one of 32, an exponent
     of -0.16 under a right table."""

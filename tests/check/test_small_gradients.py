@@ -54,6 +54,7 @@ def test_change_is_the_same_at_any_layer_scale(monkeypatch: pytest.MonkeyPatch) 
     assert octaves(2e-6, monkeypatch) == pytest.approx(octaves(1e-2, monkeypatch), abs=0.05)
 
 
+@pytest.mark.slow
 def test_eps_in_training_would_make_it_follow_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why it is left out."""
     monkeypatch.setattr(subjects, "NEGLIGIBLE", 1.0)
