@@ -169,7 +169,7 @@ def _spelled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Spell
         return args[1], args[2], args[0], _matmul(2, 2)
     if func is torch.inner and len(args) == 2 and not kwargs:
         return *args, None, _tensordot(args[0], args[1], [-1], [-1])
-    if func is torch.tensordot and len(args) == 2 and isinstance(dims := kwargs["dims"], int | list | tuple):
+    if func is torch.tensordot and len(args) == 2 and isinstance(dims := kwargs.get("dims"), int | list | tuple):
         along = (list(range(-dims, 0)), list(range(dims))) if isinstance(dims, int) else dims
         return *args, None, _tensordot(args[0], args[1], along[0], along[1])
     if func is torch.einsum and isinstance(args[0], str) and len(factors := _factors(args[1:])) == 2:

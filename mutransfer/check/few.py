@@ -36,7 +36,7 @@ _WRITES = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itrue
 _OPENED = frozenset({F.multi_head_attention_forward, Tensor.backward, torch.autograd.backward})
 """Functions with products inside: an attention, and the forward pass that a checkpoint runs in the backward one."""
 
-NO_BACKWARD = -1
+_NO_BACKWARD = -1
 """The id of autograd's task while there is none."""
 
 Key = tuple[str, int]
@@ -153,7 +153,7 @@ class FewPositions(TorchFunctionMode):
 
     def _number(self, name: str) -> int:
         """Of a use. A reentrant checkpoint runs once more while gradients are taken, the last one first."""
-        if torch._C._current_graph_task_id() == NO_BACKWARD:
+        if torch._C._current_graph_task_id() == _NO_BACKWARD:
             self._counts[name] = self._counts.get(name, 0) + 1
             return self._counts[name] - 1
         self._again[name] = self._again.get(name, 0) + 1
